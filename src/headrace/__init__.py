@@ -1,0 +1,3 @@
+"""Headrace: an ML model-serving platform."""
+
+__version__ = "0.1.0"

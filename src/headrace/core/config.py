@@ -1,0 +1,112 @@
+"""Settings: one TOML file and `HEADRACE_*` variables, read once, validated, handed down whole.
+
+Precedence: command line > environment > file > default. `origins` remembers where each value came from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from headrace.core.errors import InvalidInput
+
+
+def default_data_folder() -> str:
+    """``$XDG_DATA_HOME/headrace`` or ``~/.local/share/headrace``."""
+    return str(Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "headrace")
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All settings of a node. Units are in the names."""
+
+    data: str = msgspec.field(default_factory=default_data_folder)
+    """Folder that holds everything: database, artifacts, sockets, logs."""
+    host: str = "127.0.0.1"
+    """Address that the three ports listen on."""
+    http_port: int = 8000
+    """Inference over HTTP. 0: chosen by the system."""
+    grpc_port: int = 8001
+    """Inference over gRPC. 0: chosen by the system; -1: off."""
+    control_port: int = 8002
+    """Control-plane API and metrics. 0: chosen by the system."""
+    routers: int = 1
+    """Router processes sharing the HTTP port."""
+    anonymous_tenant: str = ""
+    """Tenant of inference requests that bring no key; empty refuses them with 401."""
+    timeout_s: float = 30.0
+    """Longest that a request may take where neither it nor its model says otherwise."""
+    idle_timeout_s: float = 75.0
+    """An HTTP connection with nothing to do for so long is closed."""
+    header_timeout_s: float = 10.0
+    """A request whose headers or body do not arrive in so long gets 408."""
+    max_connections: int = 10_000
+    """HTTP connections per router process; more are refused with 503."""
+    artifact_max_bytes: int = 8 << 30
+    """Largest artifact that may be put."""
+    drain_s: float = 30.0
+    """How long a replica or router finishes what it has after being told to stop."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """Settings and, per field, where the value came from."""
+
+    settings: Settings
+    origins: dict[str, str]
+
+
+def load(file: Path | None, environment: Mapping[str, str], command_line: Mapping[str, Any] | None = None) -> Loaded:
+    """Read the settings.
+
+    Args:
+        file: TOML file, or None; one that is named and missing is an error.
+        environment: of which the ``HEADRACE_<FIELD>`` variables are taken.
+        command_line: fields given as options; None values count as not given.
+
+    Raises:
+        InvalidInput: an unknown field (with the nearest name) or a value of the wrong type.
+    """
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(Settings.__struct_fields__, "default")
+    if file is not None:
+        try:
+            values = tomllib.loads(file.read_text())
+        except FileNotFoundError:
+            raise InvalidInput(f"config file {file}: not found", field="config") from None
+        except tomllib.TOMLDecodeError as error:
+            raise InvalidInput(f"config file {file}: {error}", field="config") from None
+        for name in values:
+            _check_known(name, str(file))
+            origins[name] = str(file)
+    for name in Settings.__struct_fields__:
+        variable = f"HEADRACE_{name.upper()}"
+        if variable in environment:
+            values[name] = environment[variable]
+            origins[name] = variable
+    for name, value in (command_line or {}).items():
+        _check_known(name, "command line")
+        if value is not None:
+            values[name] = value
+            origins[name] = "command line"
+    try:
+        return Loaded(msgspec.convert(values, Settings, strict=False), origins)
+    except msgspec.ValidationError as error:
+        text, _, path = str(error).partition(" - at `$.")
+        field = path.rstrip("`") or None
+        origin = f" ({origins[field]})" if field in origins else ""
+        raise InvalidInput(f"{field or 'settings'}: {text}{origin}", field=field) from None
+
+
+def _check_known(name: str, origin: str) -> None:
+    if name not in Settings.__struct_fields__:
+        near = difflib.get_close_matches(name, Settings.__struct_fields__, 1)
+        raise InvalidInput(
+            f"{origin}: no setting {name!r}", field=name, hint=f"did you mean {near[0]}?" if near else None
+        )

@@ -1,0 +1,116 @@
+"""The framed protocol between our processes: router and replica, and each of them and the control plane.
+
+A frame is a fixed little-endian header, `meta` (msgpack) and `body`. One connection carries many requests at once;
+whoever writes coalesces a loop tick's frames into one send. Rules that keep it quick and safe:
+
+1. A chunk of a large frame is kept, and joined once, when the frame is whole: never `rest + data` per read.
+2. Handlers of whole frames live in `on_data` and parse in a loop of their own: a call per frame would cost more
+   than the parsing.
+3. A length over `FRAME_MAX` aborts the connection: the stream has lost its step, or the peer is not ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import ClassVar, Final, cast
+
+HEADER: Final = struct.Struct("<IIBBHIIH")
+"""Length after the header (u32), request id (u32), kind (u8), flags (u8), slot or status (u16), deadline in ms left
+(u32), tenant index (u32), meta length (u16).
+
+`slot` names a version within the replica; in an answer the field is the HTTP status."""
+SIZE: Final = HEADER.size
+FRAME_MAX: Final = (1 << 30) + (1 << 20)
+"""Bytes. A body's own limit is set per model and is far lower; this only guards the framing."""
+
+# Kinds, router <-> replica
+REQUEST: Final = 1
+REPLY: Final = 2
+CHUNK: Final = 3
+END: Final = 4
+ERROR: Final = 5
+CANCEL: Final = 6
+CREDIT: Final = 7
+PING: Final = 8
+GOAWAY: Final = 9
+"""Replica -> router: send me nothing new; I answer what I have and leave when you close."""
+STATISTICS: Final = 10
+"""Router -> replica: the statistics of a slot; the reply's body is JSON."""
+# Kinds, router or replica <-> control plane
+HELLO: Final = 16
+SNAPSHOT: Final = 17
+ACK: Final = 18
+REPORT: Final = 19
+COMMAND: Final = 20
+
+# Flags of a REQUEST
+BINARY: Final = 1
+"""The body ends in binary tensors; `Meta.json_length` says where they start."""
+GZIP: Final = 2
+DEFLATE: Final = 4
+ACCEPT_GZIP: Final = 8
+ACCEPT_DEFLATE: Final = 16
+# Flags of a REPLY: BINARY, GZIP, DEFLATE as above; a BINARY reply's meta is the u32 length of its JSON part.
+
+
+def frame(
+    kind: int,
+    request_id: int = 0,
+    *,
+    flags: int = 0,
+    slot: int = 0,
+    deadline_ms: int = 0,
+    tenant: int = 0,
+    meta: bytes = b"",
+    body: bytes = b"",
+) -> bytes:
+    """One whole frame, for whoever is not on the request path."""
+    head = HEADER.pack(len(meta) + len(body), request_id, kind, flags, slot, deadline_ms, tenant, len(meta))
+    return head + meta + body
+
+
+class FrameProtocol(asyncio.Protocol):
+    """Collects whole frames and hands them to `on_data`."""
+
+    FRAME_MAX: ClassVar[int] = FRAME_MAX
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+        self._have = 0
+        self._need = SIZE
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are not subclasses
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget a frame that was cut off with its connection."""
+        self._chunks.clear()
+        self._have = 0
+        self._need = SIZE
+
+    def data_received(self, data: bytes) -> None:
+        if self._chunks:
+            self._chunks.append(data)
+            self._have += len(data)
+            if self._have < self._need:
+                return
+            data = b"".join(self._chunks)
+            self._chunks.clear()
+        used = self.on_data(data)
+        if used < len(data):
+            rest = data[used:]
+            self._chunks.append(rest)
+            self._have = len(rest)
+            self._need = SIZE
+            if self._have >= 4:
+                self._need += int.from_bytes(rest[:4], "little")
+                if self._need > self.FRAME_MAX:
+                    self.transport.abort()
+
+    def on_data(self, data: bytes) -> int:
+        """Handle the whole frames in `data`; return how many bytes they took."""
+        raise NotImplementedError

@@ -1,0 +1,50 @@
+"""How resources are named: ``tenant/model@version``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from headrace.core.errors import InvalidInput
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+def check_name(value: str, field: str = "name") -> str:
+    """The name itself. Raises InvalidInput naming `field` when it is not 1-63 of ``A-Z a-z 0-9 . _ -``."""
+    if not NAME.fullmatch(value):
+        raise InvalidInput(
+            f"{field}: {value!r} is not a name: 1 to 63 of A-Z a-z 0-9 . _ -, starting with a letter or digit",
+            field=field,
+        )
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What ``[tenant/]model[@version]`` names; parts not written are None."""
+
+    model: str
+    version: int | None = None
+    tenant: str | None = None
+
+    def __str__(self) -> str:
+        text = self.model if self.tenant is None else f"{self.tenant}/{self.model}"
+        return text if self.version is None else f"{text}@{self.version}"
+
+
+def parse_reference(text: str, field: str = "model") -> Reference:
+    """``churn``, ``churn@4`` or ``risk/churn@4``. Raises InvalidInput."""
+    path, at, number = text.partition("@")
+    if at and not (number.isascii() and number.isdigit() and int(number) > 0):
+        raise InvalidInput(
+            f"{field}: {text!r}: the version after @ is a whole number from 1",
+            field=field,
+            hint=f"for example {path or 'churn'}@1",
+        )
+    tenant, slash, model = path.rpartition("/")
+    return Reference(
+        check_name(model, field),
+        int(number) if at else None,
+        check_name(tenant, field) if slash else None,
+    )

@@ -1,0 +1,344 @@
+"""The control-plane API's resources, as both its server and its client have them."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Literal, TypeVar
+
+import msgspec
+
+from headrace.core.schema import Signature
+from headrace.core.specs import EngineOptions, ReplicaState
+
+T = TypeVar("T")
+
+Role = Literal["viewer", "developer", "operator", "admin"]
+ROLES: tuple[Role, ...] = ("viewer", "developer", "operator", "admin")
+"""Each may do what those before it may. viewer: read and predict; developer: register; operator: deploy, scale, route;
+admin: tenants and keys, of every tenant."""
+Engine = Literal["onnx", "xgboost", "lightgbm", "sklearn", "python"]
+DeploymentState = Literal["requested", "starting", "ready", "draining", "stopped", "failed"]
+
+
+class Page(msgspec.Struct, Generic[T]):
+    """A page of a list; `next` is the cursor of the next one, null on the last."""
+
+    items: list[T]
+    next: str | None = None
+
+
+class ChangeRef(msgspec.Struct):
+    """What a mutation did to the record: its change, how to undo it, and when it took effect."""
+
+    id: int
+    undo: str | None = None
+    """The command that undoes it."""
+    effective: bool = True
+    """Whether every router serves by it already; false when one did not answer in time (it will follow)."""
+    effective_ms: float | None = None
+    """From commit to the last router's acknowledgement; null where routing was not touched."""
+
+
+class Outcome(msgspec.Struct, Generic[T]):
+    """The reply to every mutation."""
+
+    result: T
+    change: ChangeRef
+
+
+class Problem(msgspec.Struct):
+    """RFC 9457 problem document, ``application/problem+json``."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    field: str | None = None
+    hint: str | None = None
+
+
+# ------------------------------------------------------------------------------------------------ tenants and keys
+class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tenant's limits at each router host."""
+
+    rate_per_s: float = 10_000.0
+    """Requests a second, sustained (GCRA)."""
+    burst: float = 2_000.0
+    """Requests above the rate that may come at once."""
+    max_in_flight: int = 4_096
+
+
+class Tenant(msgspec.Struct):
+    """A team."""
+
+    name: str
+    state: Literal["active", "suspended"]
+    quota: Quota
+    created_at: str
+    """RFC 3339, UTC, like every time in the API."""
+
+
+class TenantCreate(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /api/v1/tenants"""
+
+    name: str
+    quota: Quota = Quota()
+
+
+class TenantUpdate(msgspec.Struct, forbid_unknown_fields=True):
+    """PATCH /api/v1/tenants/{name}; fields left out stay."""
+
+    state: Literal["active", "suspended"] | None = None
+    rate_per_s: float | None = None
+    burst: float | None = None
+    max_in_flight: int | None = None
+    reason: str | None = None
+
+
+class Key(msgspec.Struct):
+    """An API key. Its secret is shown once, by its creation."""
+
+    id: str
+    """``hr_<id>``."""
+    tenant: str
+    role: Role
+    label: str
+    state: Literal["active", "revoked"]
+    created_at: str
+
+
+class KeyCreate(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /api/v1/keys"""
+
+    role: Role
+    tenant: str | None = None
+    """The caller's own tenant when left out."""
+    label: str = ""
+
+
+class KeyCreated(msgspec.Struct):
+    """The reply to a key's creation: the only time that its text is shown."""
+
+    key: Key
+    text: str
+    """``hr_<id>_<secret>``: what goes into the Authorization header."""
+
+
+# ------------------------------------------------------------------------------------------------ registry
+class Model(msgspec.Struct):
+    """A line of versions."""
+
+    name: str
+    tenant: str
+    description: str
+    tags: dict[str, str]
+    grants: list[str]
+    """Other tenants that may call it."""
+    idempotent: bool
+    """Whether a request may be tried again on another replica."""
+    timeout_s: float
+    body_max_bytes: int
+    latest: int | None
+    """Highest version; null before the first."""
+    serving: dict[str, float]
+    """Version -> percent of the traffic."""
+    created_at: str
+
+
+class ModelUpdate(msgspec.Struct, forbid_unknown_fields=True):
+    """PATCH /api/v1/models/{model}; fields left out stay."""
+
+    description: str | None = None
+    tags: dict[str, str] | None = None
+    idempotent: bool | None = None
+    timeout_s: float | None = None
+    body_max_bytes: int | None = None
+    reason: str | None = None
+
+
+class Version(msgspec.Struct):
+    """An immutable version."""
+
+    model: str
+    tenant: str
+    version: int
+    engine: Engine
+    digest: str
+    """SHA-256 of the artifact, hex."""
+    size_bytes: int
+    file_name: str
+    signature: Signature
+    options: EngineOptions
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    description: str
+    created_at: str
+    created_by: str
+
+
+class VersionCreate(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /api/v1/models/{model}/versions; creates the model with its first version. The artifact was put before
+    (PUT /api/v1/artifacts/{digest}). Idempotent: the same digest, engine and options as the latest version's give
+    that version back, changing nothing."""
+
+    digest: str
+    file_name: str
+    engine: Engine | None = None
+    """Guessed from `file_name` when left out."""
+    signature: Signature | None = None
+    """Read out of the model when left out."""
+    options: EngineOptions | None = None
+    """The engine's own defaults when left out."""
+    metrics: dict[str, float] = {}
+    tags: dict[str, str] = {}
+    description: str = ""
+
+
+class Artifact(msgspec.Struct):
+    """A stored artifact."""
+
+    digest: str
+    size_bytes: int
+
+
+# ------------------------------------------------------------------------------------------------ deployments
+class Replica(msgspec.Struct):
+    """A replica as the deployment shows it."""
+
+    id: str
+    state: ReplicaState
+    pid: int
+    detail: str = ""
+    timings_s: dict[str, float] = {}
+
+
+class Deployment(msgspec.Struct):
+    """A version's desired and actual presence in the fleet."""
+
+    model: str
+    tenant: str
+    version: int
+    state: DeploymentState
+    replicas: int
+    """Desired."""
+    ready: int
+    threads: int
+    detail: str
+    """Why it is where it is: what a failed replica said, when the next try comes."""
+    instances: list[Replica]
+    traffic_percent: float
+    created_at: str
+
+
+class DeploymentCreate(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /api/v1/deployments. The first deployment of a model takes all its traffic once ready; a later one takes
+    none until told to, by `traffic_percent` or PUT .../traffic."""
+
+    model: str
+    version: int | None = None
+    """The latest when left out."""
+    tenant: str | None = None
+    replicas: int = 1
+    threads: int = 1
+    """Threads of the engine per replica."""
+    traffic_percent: float | None = None
+    """Share it takes once ready; the other versions shrink in proportion."""
+    reason: str | None = None
+
+
+class DeploymentUpdate(msgspec.Struct, forbid_unknown_fields=True):
+    """PATCH /api/v1/deployments/{model}@{version}"""
+
+    replicas: int
+    reason: str | None = None
+
+
+# ------------------------------------------------------------------------------------------------ traffic
+class Traffic(msgspec.Struct):
+    """A model's traffic policy."""
+
+    model: str
+    tenant: str
+    epoch: int
+    """Version of the policy; what `If-Match` names."""
+    weights: dict[str, float]
+    """Version -> percent; they add up to 100."""
+    overrides: dict[str, int]
+    """Tenant -> version."""
+    previous: dict[str, float] | None
+    """What `rollback` would put in place; null where there is nothing to go back to."""
+
+
+class TrafficUpdate(msgspec.Struct, forbid_unknown_fields=True):
+    """PUT /api/v1/models/{model}/traffic. Every version named must be ready."""
+
+    weights: dict[str, float]
+    reason: str | None = None
+
+
+class OverrideUpdate(msgspec.Struct, forbid_unknown_fields=True):
+    """PUT /api/v1/models/{model}/traffic/overrides/{tenant}"""
+
+    version: int
+    reason: str | None = None
+
+
+class Reason(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of an action without parameters (rollback)."""
+
+    reason: str | None = None
+
+
+class Change(msgspec.Struct):
+    """A row of the audit: who did what, when, from what to what."""
+
+    id: int
+    at: str
+    actor: str
+    """``hr_<id>`` of the key, or ``platform``."""
+    action: str
+    """``traffic.set``, ``traffic.rollback``, ``deployment.create``, ..."""
+    tenant: str
+    entity: str
+    """``churn``, ``churn@4``, a tenant's or key's name."""
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    reason: str | None
+    undo: str | None
+
+
+# ------------------------------------------------------------------------------------------------ the whole
+class RouterStatus(msgspec.Struct):
+    """A router process as the control plane sees it."""
+
+    id: str
+    pid: int
+    connected: bool
+    epoch: int
+    requests_per_s: float
+    rss_bytes: int
+
+
+class ModelStatus(msgspec.Struct):
+    """A model at a glance: what serves, and how well, over the last 10 s."""
+
+    model: str
+    tenant: str
+    serving: dict[str, float]
+    ready_replicas: int
+    requests_per_s: float
+    errors_per_s: float
+    p50_ms: float | None
+    p99_ms: float | None
+
+
+class Status(msgspec.Struct):
+    """GET /api/v1/status"""
+
+    version: str
+    uptime_s: float
+    epoch: int
+    """Of the routing snapshot."""
+    routers: list[RouterStatus]
+    models: list[ModelStatus]
+    deployments: list[Deployment]

@@ -1,0 +1,126 @@
+"""What a replica is told to run and says of itself: the words of the fleet port."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from headrace.core.schema import Signature
+
+ReplicaState = Literal["starting", "loading", "warming", "ready", "draining", "stopped", "crashed", "failed"]
+"""`crashed`: the process ended by itself; `failed`: it said why it cannot serve (an artifact that does not load)."""
+
+
+class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a version is run. Part of the version: immutable with it."""
+
+    outputs: tuple[str, ...] = ()
+    """Output tensors to compute, in order; empty means all."""
+    nan: Literal["reject", "allow"] = "reject"
+    """Whether NaN and infinities in floating inputs are refused with 400 or passed to the model."""
+    batch_max: int = 256
+    """Most rows in one run of the engine; requests above it run alone."""
+    trust: bool = False
+    """The artifact may execute code when loaded (a pickle)."""
+
+
+class ServedVersion(msgspec.Struct, frozen=True):
+    """One version as a replica gets it."""
+
+    slot: int
+    model: str
+    """``tenant/name``."""
+    version: int
+    engine: str
+    artifact: str
+    """Path of the artifact on this node."""
+    digest: str
+    """SHA-256 of the artifact, hex; checked before loading."""
+    signature: Signature
+    options: EngineOptions
+
+
+class ReplicaSpec(msgspec.Struct, frozen=True):
+    """A process to run."""
+
+    id: str
+    address: str
+    """Where it shall listen: ``unix:/path`` or ``tcp:host:port``."""
+    versions: tuple[ServedVersion, ...]
+    threads: int = 1
+    """Threads of the engine within one run."""
+    control: str = ""
+    """Where its reports go: ``unix:/path``."""
+    drain_s: float = 30.0
+    """How long it finishes what it has after being told to stop."""
+
+
+class ReplicaStatus(msgspec.Struct, frozen=True):
+    """A replica as its node sees it."""
+
+    spec: ReplicaSpec
+    state: ReplicaState
+    pid: int = 0
+    detail: str = ""
+    """Why, for `crashed` and `failed`."""
+    timings_s: dict[str, float] = {}
+    """Duration of each stage: ``start``, ``load``, ``warm``."""
+
+
+class ReplicaEvent(msgspec.Struct, frozen=True):
+    """A line that a replica writes to its node when its state changes."""
+
+    state: ReplicaState
+    detail: str = ""
+    timings_s: dict[str, float] = {}
+
+
+class RouterSpec(msgspec.Struct, frozen=True):
+    """A router process (HTTP or gRPC) to run. Read from the first line of its standard input; when that input ends,
+    its node has gone and it drains."""
+
+    id: str
+    host: str
+    port: int
+    control: str
+    """``unix:/path`` of the control plane's socket: snapshots come from there, reports go there."""
+    snapshot_path: str
+    """Where the last good snapshot is kept."""
+    quota_path: str
+    """File of float64 arrival times, mapped by all routers of the host so that they share each tenant's quota."""
+    anonymous: bool = False
+    timeout_s: float = 30.0
+    idle_timeout_s: float = 75.0
+    header_timeout_s: float = 10.0
+    max_connections: int = 10_000
+    drain_s: float = 30.0
+
+
+class ProcessEvent(msgspec.Struct, frozen=True):
+    """A line that a router or control plane writes to its node: it is ready (and on which port), or why it cannot."""
+
+    state: Literal["ready", "failed"]
+    port: int = 0
+    detail: str = ""
+
+
+class ControlSpec(msgspec.Struct, frozen=True):
+    """A control-plane process to run; read like `RouterSpec`."""
+
+    data: str
+    """The data folder: ``headrace.db``, ``artifacts/``, ``credentials.toml``."""
+    host: str
+    port: int
+    control: str
+    """``unix:/path`` on which it listens for routers and replicas."""
+    node: str
+    """``unix:/path`` of the node agent, which runs processes for it."""
+    replica_folder: str
+    """Folder for the replicas' sockets (short: a socket's path may have 107 bytes)."""
+    anonymous_tenant: str = ""
+    artifact_max_bytes: int = 8 << 30
+    drain_s: float = 30.0
+    http_url: str = ""
+    grpc_url: str = ""
+    """Where the data plane listens, told to clients by /api/v1/status."""

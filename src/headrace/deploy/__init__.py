@@ -1,0 +1,1 @@
+"""Deployment manager: desired state, reconciliation, fleet backends."""

@@ -1,0 +1,1 @@
+"""The inference router process: authenticate, admit, decide, pick a replica, answer."""

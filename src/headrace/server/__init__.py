@@ -1,0 +1,1 @@
+"""The inference server (replica): queue -> dynamic batch -> engine -> reply."""

@@ -1,0 +1,1 @@
+"""Engines: one adapter per model format behind the port."""

@@ -1,0 +1,51 @@
+"""The engine port: what runs a model version's artifact inside a replica."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.core.schema import DATATYPES, Signature
+
+Array = NDArray[Any]
+
+
+class Engine(Protocol):
+    """A loaded model version. One thread at a time calls `run`."""
+
+    signature: Signature
+    """What `run` takes and gives, in order. Outputs are those that `EngineOptions.outputs` selects."""
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run the model once.
+
+        Args:
+            inputs: one C-contiguous array per input of `signature`, in its order, of its dtype and of a shape that
+                its shape admits. BYTES are object arrays of `bytes`.
+
+        Returns:
+            One C-contiguous array per output of `signature`, in its order and dtypes.
+
+        Raises:
+            Exception: whatever the model raises; the caller isolates the row at fault.
+        """
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+
+
+def example(signature: Signature, rows: int = 1) -> list[np.ndarray[Any, Any]]:
+    """Inputs of the signature's shapes, for warm-up: ones, or empty text; free dimensions 1, the first `rows`."""
+    arrays = []
+    for spec in signature.inputs:
+        shape = [rows if k == 0 and n == -1 else (1 if n == -1 else n) for k, n in enumerate(spec.shape)]
+        if spec.datatype == "BYTES":
+            array = np.empty(shape, object)
+            array.fill(b"")
+            arrays.append(array)
+        else:
+            arrays.append(np.ones(shape, DATATYPES[spec.datatype]))
+    return arrays

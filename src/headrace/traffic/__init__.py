@@ -1,0 +1,1 @@
+"""Traffic controller: who gets which version, decided by pure functions over the snapshot."""
