@@ -1,0 +1,46 @@
+"""How a child process of the node speaks with it: event lines out, a stop by SIGTERM or the end of standard input."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+
+import msgspec
+
+from headrace.core.logs import configure
+
+
+class Events:
+    """Event lines on the real standard output. Whatever else prints goes to standard error from here on: a model
+    that prints must not garble the protocol."""
+
+    def __init__(self) -> None:
+        self._file = os.fdopen(os.dup(1), "wb", buffering=0)
+        os.dup2(2, 1)
+        configure(os.environ.get("HEADRACE_LOG_LEVEL", "info"))
+
+    def send(self, event: msgspec.Struct) -> None:
+        """Write one event; a node that has gone is no error here, the end of standard input tells it."""
+        try:
+            self._file.write(msgspec.json.encode(event) + b"\n")
+        except OSError:
+            logging.getLogger("headrace.process").warning("the node does not listen")
+
+
+def watch_stop(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
+    """An event that is set at SIGTERM or when standard input ends."""
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+
+    def wait_for_end() -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        loop.call_soon_threadsafe(stop.set)
+
+    # A thread, not a reader on the loop: standard input may be a file, which an event loop cannot watch.
+    threading.Thread(target=wait_for_end, name="stdin", daemon=True).start()
+    return stop

@@ -1,0 +1,164 @@
+"""The replica process: ``python -m headrace.server.main``, its ReplicaSpec as the first line of standard input.
+
+Life: loading -> warming -> ready, each written to standard output as a ReplicaEvent line; then it serves until SIGTERM
+or the end of its standard input (its node has gone). It then tells its routers to send nothing new (GOAWAY), answers
+what it has, and leaves when they have closed their links or `drain_s` is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import uvloop
+
+from headrace.core import frames, telemetry
+from headrace.core.errors import HeadraceError
+from headrace.core.peer import ControlPeer
+from headrace.core.process import Events, watch_stop
+from headrace.core.report import Hello, ReplicaReport
+from headrace.core.specs import ReplicaEvent, ReplicaSpec, ServedVersion
+from headrace.server.engines.load import load, verify
+from headrace.server.engines.port import Engine, example
+from headrace.server.link import RouterLink
+from headrace.server.slot import Slot
+
+log = logging.getLogger("headrace.server")
+WARM_RUNS = 3
+
+
+class Replica:
+    """The slots, the links, and the tick that joins them."""
+
+    def __init__(self, spec: ReplicaSpec, engines: list[Engine], loop: asyncio.AbstractEventLoop) -> None:
+        self.spec = spec
+        self.loop = loop
+        self.links: set[RouterLink] = set()
+        self.slots = [
+            Slot(served, engine, self.schedule, loop.call_soon_threadsafe)
+            for served, engine in zip(spec.versions, engines, strict=True)
+        ]
+        self._scheduled = False
+
+    def schedule(self) -> None:
+        """Pump the slots and flush the links at the end of this loop tick."""
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._tick)
+
+    def _tick(self) -> None:
+        self._scheduled = False
+        for slot in self.slots:
+            slot.pump()
+        for link in self.links:
+            link.flush()
+
+    @property
+    def idle(self) -> bool:
+        """All that came was answered."""
+        return all(slot.idle for slot in self.slots)
+
+    def report(self) -> bytes:
+        """The report since the last one, as the control plane reads it."""
+        report = ReplicaReport(self.spec.id, tuple(slot.report() for slot in self.slots), telemetry.rss_bytes())
+        return msgspec.msgpack.encode(report)
+
+    async def drain(self) -> None:
+        """Send the routers away and answer what is here; bounded by `drain_s`."""
+        for link in list(self.links):
+            link.out.append(frames.frame(frames.GOAWAY))
+            link.flush()
+        end = self.loop.time() + self.spec.drain_s
+        while (self.links or not self.idle) and self.loop.time() < end:
+            await asyncio.sleep(0.01)
+
+
+def load_version(served: ServedVersion, threads: int, timings: dict[str, float], warming: Callable[[], None]) -> Engine:
+    """Verify, load and warm one version. Raises HeadraceError or whatever the model raises."""
+    start = time.monotonic()
+    path = Path(served.artifact)
+    verify(path, served.digest)
+    verified = time.monotonic()
+    engine = load(served.engine, path, served.options, served.signature, threads).engine
+    loaded = time.monotonic()
+    warming()
+    for _ in range(WARM_RUNS):
+        engine.run(example(engine.signature))
+    for name, taken in (
+        ("verify", verified - start),
+        ("load", loaded - verified),
+        ("warm", time.monotonic() - loaded),
+    ):
+        timings[name] = timings.get(name, 0.0) + taken
+    return engine
+
+
+async def serve(spec: ReplicaSpec, engines: list[Engine], events: Events, timings: dict[str, float]) -> None:
+    """Answer routers until told to stop."""
+    loop = asyncio.get_running_loop()
+    replica = Replica(spec, engines, loop)
+    stop = watch_stop(loop)
+    path = spec.address.removeprefix("unix:")
+    if os.path.exists(path):
+        os.unlink(path)
+    server = await loop.create_unix_server(lambda: RouterLink(replica), path, backlog=128)
+    peer = ControlPeer(spec.control, Hello("replica", spec.id, os.getpid()), replica.report)
+    peer.start()
+    gc.collect()
+    gc.freeze()
+    events.send(ReplicaEvent("ready", timings_s=timings))
+    try:
+        await stop.wait()
+        events.send(ReplicaEvent("draining"))
+        server.close()
+        await replica.drain()
+    finally:
+        await peer.stop()
+        if os.path.exists(path):
+            os.unlink(path)
+
+
+def run(spec_file: BinaryIO, events: Events) -> int:
+    """Load all versions and serve them; 0 after a drain, 3 when a version cannot be served."""
+    started = time.monotonic()
+    spec = msgspec.json.decode(spec_file.readline(), type=ReplicaSpec)
+    timings: dict[str, float] = {}
+    engines = []
+    events.send(ReplicaEvent("loading"))
+    for served in spec.versions:
+        try:
+            engines.append(
+                load_version(served, spec.threads, timings, lambda: events.send(ReplicaEvent("warming")))
+            )
+        except HeadraceError as error:
+            events.send(ReplicaEvent("failed", error.message))
+            return 3
+        except Exception as error:  # whatever a model raises
+            log.exception("%s@%d does not load", served.model, served.version)
+            text = (str(error).splitlines() or [""])[0][:500]
+            events.send(ReplicaEvent("failed", f"{type(error).__name__}: {text}"))
+            return 3
+    timings["total"] = time.monotonic() - started
+    uvloop.run(serve(spec, engines, events, timings))
+    for engine in engines:
+        engine.close()
+    return 0
+
+
+def main() -> int:
+    """Entry point of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the node's to hear; it tells us
+    return run(sys.stdin.buffer, Events())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,310 @@
+"""One model version inside a replica: its queue, its engine, its numbers.
+
+A batch runs in the event loop's thread while the engine is quick (handing it to another thread and back would cost
+more than the run), and in a thread of its own once runs take longer than `INLINE_S`, so that frames, deadlines and
+cancellations are served meanwhile.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from headrace.core import frames, meta
+from headrace.core.errors import DeadlineExceeded, HeadraceError, InvalidInput, PlatformFault
+from headrace.core.report import SlotReport
+from headrace.core.specs import ServedVersion
+from headrace.core.telemetry import fold
+from headrace.server.batcher import BatchPolicy, WorkConserving, plan_runs
+from headrace.server.codec import Array, Codec, Part
+from headrace.server.engines.port import Engine
+
+if TYPE_CHECKING:
+    from headrace.server.link import RouterLink
+
+INLINE_S = 0.002
+"""Runs shorter than this stay in the event loop's thread."""
+
+# request id, deadline (monotonic s), tenant, meta, body, arrival, link, flags
+Job = tuple[int, float, int, bytes, memoryview, float, "RouterLink", int]
+Result = list[Array] | HeadraceError
+monotonic = time.monotonic
+
+
+@dataclass(slots=True)
+class Totals:
+    """What Triton's statistics extension tells, since the version was loaded. Durations in ns."""
+
+    requests: int = 0
+    failures: int = 0
+    rows: int = 0
+    batches: int = 0
+    queue_ns: int = 0
+    input_ns: int = 0
+    infer_ns: int = 0
+    output_ns: int = 0
+    last_ms: int = 0
+    batch_sizes: dict[int, list[int]] = field(default_factory=dict)
+    """Rows -> [runs, ns of input, infer, output]."""
+
+
+class Slot:
+    """A loaded version.
+
+    Args:
+        served: the version.
+        engine: its loaded engine.
+        wake: asks the replica to call `pump` and to send what was answered, soon; called from the loop's thread.
+        call_soon: hands a function to the loop's thread from another one.
+    """
+
+    def __init__(
+        self,
+        served: ServedVersion,
+        engine: Engine,
+        wake: Callable[[], None],
+        call_soon: Callable[[Callable[[], None]], object],
+    ) -> None:
+        self.served = served
+        self.engine = engine
+        name = served.model.rpartition("/")[2]
+        self.codec = Codec(name, served.version, engine.signature, finite=served.options.nan == "reject")
+        self.waiting: deque[Job] = deque()
+        self.policy: BatchPolicy = WorkConserving(max(served.options.batch_max, 1))
+        self.busy = False
+        self.totals = Totals()
+        self._wake = wake
+        self._call_soon = call_soon
+        self._runs: deque[tuple[list[Job], list[Part]]] = deque()
+        self._run_s = 0.0  # smoothed duration of a run
+        self._thread: ThreadPoolExecutor | None = None
+        self._queue_s: list[float] = []
+        self._engine_s: list[float] = []
+        self._batch_rows: dict[int, int] = {}
+        self._reported = Totals()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits and nothing runs."""
+        return not (self.waiting or self._runs or self.busy)
+
+    def pump(self) -> None:
+        """Start what can be started: decode what waits, run one batch."""
+        if self.busy:
+            return
+        if not self._runs and self.waiting:
+            self._decode(self.policy.take(self.waiting, monotonic()))
+        if self._runs:
+            self._start(*self._runs.popleft())
+        if (self._runs or self.waiting) and not self.busy:
+            self._wake()
+
+    def _decode(self, jobs: list[Job]) -> None:
+        """Decode and check each request by itself: what is wrong with one is told to that one."""
+        now = monotonic()
+        decode, codec = self.codec.decode, self.codec
+        good: list[Job] = []
+        parts: list[Part] = []
+        for job in jobs:
+            if job[0] in job[6].gone:
+                job[6].gone.discard(job[0])
+                continue
+            if job[1] < now:
+                self.fail(job, DeadlineExceeded("the deadline passed in the replica's queue"))
+                continue
+            flags = job[7]
+            try:
+                parts.append(decode(job[4], flags, meta.decode(job[3]).json_length if flags & frames.BINARY else -1))
+                good.append(job)
+            except HeadraceError as error:
+                self.fail(job, error)
+        self._queue_s += [now - job[5] for job in good]
+        after = monotonic()
+        self.totals.input_ns += int((after - now) * 1e9)
+        self.totals.queue_ns += int((len(good) * now - sum([job[5] for job in good])) * 1e9)
+        if parts:
+            self._runs.extend(plan_runs(good, parts, self.served.options.batch_max, codec.batchable))
+
+    def _start(self, jobs: list[Job], parts: list[Part]) -> None:
+        if self._run_s < INLINE_S:
+            start = monotonic()
+            self._finish(jobs, parts, self._execute(parts), monotonic() - start)
+            return
+        self.busy = True
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "engine")
+
+        def work() -> None:
+            start = monotonic()
+            results = self._execute(parts)
+            taken = monotonic() - start
+            self._call_soon(lambda: done(results, taken))
+
+        def done(results: list[Result], taken: float) -> None:
+            self.busy = False
+            self._finish(jobs, parts, results, taken)
+            self._wake()
+
+        self._thread.submit(work)
+
+    def _execute(self, parts: list[Part]) -> list[Result]:
+        """Outputs of the whole batch as the only item; or one item per part when it had to be split."""
+        try:
+            inputs = self.codec.batch(parts)
+            if self.codec.all_finite(inputs):
+                return [self._run(inputs, sum([part.rows for part in parts]))]
+        except Exception:  # whatever a model raises; the split finds whose fault it is
+            pass
+        return self._split(parts)
+
+    def _split(self, parts: list[Part]) -> list[Result]:
+        """Run halves until the requests at fault stand alone."""
+        if len(parts) == 1:
+            try:
+                return [self._run(self.codec.isolate(parts[0]), parts[0].rows)]
+            except HeadraceError as error:
+                return [error]
+            except Exception as error:
+                first_line = (str(error).splitlines() or [""])[0][:500]
+                return [PlatformFault(f"the model failed: {type(error).__name__}: {first_line}")]
+        middle = len(parts) // 2
+        results: list[Result] = []
+        for half in (parts[:middle], parts[middle:]):
+            try:
+                inputs = self.codec.batch(half)
+                if not self.codec.all_finite(inputs):
+                    raise InvalidInput("a value is not finite")
+                outputs = self._run(inputs, sum([part.rows for part in half]))
+            except Exception:
+                results += self._split(half)
+                continue
+            at = 0
+            for part in half:
+                results.append([output[at : at + part.rows] for output in outputs])
+                at += part.rows
+        return results
+
+    def _run(self, inputs: list[Array], rows: int) -> list[Array]:
+        outputs = self.engine.run(inputs)
+        if self.codec.batchable:
+            for spec, output in zip(self.engine.signature.outputs, outputs, strict=True):
+                if output.shape[0] != rows:
+                    raise PlatformFault(f"the model gave {output.shape[0]} rows of {spec.name!r} for {rows}")
+        return outputs
+
+    def _finish(self, jobs: list[Job], parts: list[Part], results: list[Result], taken: float) -> None:
+        """Encode and answer; count."""
+        start = monotonic()
+        rows = sum([part.rows for part in parts])
+        self._run_s += 0.2 * (taken - self._run_s)
+        whole = results[0]
+        if len(results) == 1 and not isinstance(whole, HeadraceError):
+            self._answer(jobs, parts, whole)
+        else:
+            for job, part, result in zip(jobs, parts, results, strict=True):
+                if isinstance(result, HeadraceError):
+                    self.fail(job, result)
+                else:
+                    self._answer([job], [part], result)
+        output_ns = int((monotonic() - start) * 1e9)
+        totals, taken_ns = self.totals, int(taken * 1e9)
+        totals.rows += rows
+        totals.batches += 1
+        totals.infer_ns += taken_ns
+        totals.output_ns += output_ns
+        totals.last_ms = time.time_ns() // 1_000_000
+        size = totals.batch_sizes.setdefault(rows, [0, 0, 0, 0])
+        size[0] += 1
+        size[2] += taken_ns
+        size[3] += output_ns
+        self._engine_s.append(taken)
+        power = 1 << (rows - 1).bit_length()
+        self._batch_rows[power] = self._batch_rows.get(power, 0) + 1
+
+    def _answer(self, jobs: list[Job], parts: list[Part], outputs: list[Array]) -> None:
+        pack = frames.HEADER.pack
+        for job, reply in zip(jobs, self.codec.encode(parts, outputs), strict=True):
+            if isinstance(reply, InvalidInput):
+                self.fail(job, reply)
+                continue
+            json_length, body = reply
+            link, flags = job[6], job[7]
+            if flags & (frames.ACCEPT_GZIP | frames.ACCEPT_DEFLATE):
+                link.send_compressed(job[0], json_length, body, flags)
+            elif json_length < 0:
+                link.out += (pack(len(body), job[0], frames.REPLY, 0, 200, 0, 0, 0), body)
+            else:
+                head = pack(4 + len(body), job[0], frames.REPLY, frames.BINARY, 200, 0, 0, 4)
+                link.out += (head, json_length.to_bytes(4, "little"), body)
+        self.totals.requests += len(jobs)
+
+    def fail(self, job: Job, error: HeadraceError) -> None:
+        """Answer one request with an error."""
+        self.totals.failures += 1
+        body = error.message.encode()
+        job[6].out += (frames.HEADER.pack(len(body), job[0], frames.ERROR, 0, error.status, 0, 0, 0), body)
+
+    def report(self) -> SlotReport:
+        """What happened since the last report."""
+        now, then = self.totals, self._reported
+        report = SlotReport(
+            self.served.model,
+            self.served.version,
+            now.requests - then.requests,
+            now.rows - then.rows,
+            now.batches - then.batches,
+            now.failures - then.failures,
+            len(self.waiting),
+            self._batch_rows,
+            fold(self._queue_s),
+            fold(self._engine_s),
+        )
+        self._reported = Totals(now.requests, now.failures, now.rows, now.batches)
+        self._queue_s, self._engine_s, self._batch_rows = [], [], {}
+        return report
+
+    def statistics(self) -> bytes:
+        """Triton's statistics extension, one `model_stats` entry as JSON."""
+        return encode_statistics(self.served, self.totals)
+
+
+def encode_statistics(served: ServedVersion, t: Totals) -> bytes:
+    """The statistics of one version as OIP's statistics extension has them."""
+
+    def duration(count: int, ns: int) -> dict[str, int]:
+        return {"count": count, "ns": ns}
+
+    return msgspec.json.encode(
+        {
+            "name": served.model.rpartition("/")[2],
+            "version": str(served.version),
+            "last_inference": t.last_ms,
+            "inference_count": t.rows,
+            "execution_count": t.batches,
+            "inference_stats": {
+                "success": duration(t.requests, t.queue_ns + t.input_ns + t.infer_ns + t.output_ns),
+                "fail": duration(t.failures, 0),
+                "queue": duration(t.requests, t.queue_ns),
+                "compute_input": duration(t.requests, t.input_ns),
+                "compute_infer": duration(t.requests, t.infer_ns),
+                "compute_output": duration(t.requests, t.output_ns),
+                "cache_hit": duration(0, 0),
+                "cache_miss": duration(0, 0),
+            },
+            "batch_stats": [
+                {
+                    "batch_size": rows,
+                    "compute_input": duration(runs, input_ns),
+                    "compute_infer": duration(runs, infer_ns),
+                    "compute_output": duration(runs, output_ns),
+                }
+                for rows, (runs, input_ns, infer_ns, output_ns) in sorted(t.batch_sizes.items())
+            ],
+        }
+    )
