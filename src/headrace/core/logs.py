@@ -12,7 +12,7 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime
 
 
 class JsonFormatter(logging.Formatter):
-    """``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, fields given as `extra`, ``error`` with its trace."""
+    """``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, fields given as `extra`, ``error`` with trace."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one JSON line."""

@@ -23,7 +23,7 @@ class ControlPeer(frames.FrameProtocol):
         address: ``unix:/path``; empty: there is no control plane.
         hello: who we are; `epoch` is read again at each connection.
         report: makes the next report's bytes; only called while connected, so that nothing is lost meanwhile.
-        on_snapshot: receives a snapshot's bytes; returns the epoch to acknowledge, or None to ask for a whole one.
+        on_snapshot: receives a snapshot's bytes; whoever serves by it then calls `acknowledge`.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class ControlPeer(frames.FrameProtocol):
         address: str,
         hello: Hello,
         report: Callable[[], bytes],
-        on_snapshot: Callable[[bytes], int | None] | None = None,
+        on_snapshot: Callable[[bytes], None] | None = None,
     ) -> None:
         super().__init__()
         self.hello = hello
@@ -94,11 +94,16 @@ class ControlPeer(frames.FrameProtocol):
             body = data[at + frames.SIZE + meta_length : end]
             at = end
             if kind == frames.SNAPSHOT and self._on_snapshot is not None:
-                epoch = self._on_snapshot(body)
-                self.transport.write(frames.frame(frames.ACK, body=msgspec.msgpack.encode(epoch or 0)))
+                self._on_snapshot(body)
             elif kind == frames.COMMAND and (future := self._commands.pop(rid, None)) is not None:
                 future.set_result(msgspec.msgpack.decode(body, type=CommandReply))
         return at
+
+    def acknowledge(self, epoch: int) -> None:
+        """Tell that we serve by the snapshot of this epoch; 0 asks for a whole one."""
+        self.hello.epoch = epoch
+        if self.connected:
+            self.transport.write(frames.frame(frames.ACK, body=msgspec.msgpack.encode(epoch)))
 
     async def command(self, command: Command) -> CommandReply:
         """Have the control plane do something on behalf of a client."""

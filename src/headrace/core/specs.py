@@ -124,3 +124,28 @@ class ControlSpec(msgspec.Struct, frozen=True):
     http_url: str = ""
     grpc_url: str = ""
     """Where the data plane listens, told to clients by /api/v1/status."""
+
+
+class ExaminationRequest(msgspec.Struct, frozen=True):
+    """An artifact to look into, in a process of its own."""
+
+    engine: str
+    path: str
+    options: EngineOptions | None = None
+    signature: Signature | None = None
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """Why an artifact cannot be served."""
+
+    message: str
+    field: str | None = None
+    hint: str | None = None
+
+
+class Examination(msgspec.Struct, frozen=True):
+    """What was found: signature and options, or the fault."""
+
+    signature: Signature | None = None
+    options: EngineOptions | None = None
+    fault: Fault | None = None

@@ -479,7 +479,7 @@ def _from_json(tensor: RequestTensor, spec: TensorSpec, size: int, where: str) -
         raise InvalidInput(f"{where}: a value does not fit {spec.datatype}", field=f"{where}.data") from None
 
 
-def _flatten(data: Any, where: str) -> list[Any]:
+def _flatten(data: object, where: str) -> list[Any]:
     """Nested lists of equal lengths as one flat list."""
     if not isinstance(data, list):
         raise InvalidInput(f"{where}: data is missing, expected a list of values", field=f"{where}.data")

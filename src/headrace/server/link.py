@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import time
 import zlib
-from collections.abc import Sequence
 from typing import Protocol
 
 from headrace.core import frames
@@ -20,7 +19,7 @@ class Owner(Protocol):
     """What a link needs of its replica."""
 
     links: set[RouterLink]
-    slots: Sequence[Slot]
+    slots: list[Slot]
 
     def schedule(self) -> None:
         """Pump the slots and flush the links at the end of this loop tick."""

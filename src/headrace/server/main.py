@@ -136,9 +136,7 @@ def run(spec_file: BinaryIO, events: Events) -> int:
     events.send(ReplicaEvent("loading"))
     for served in spec.versions:
         try:
-            engines.append(
-                load_version(served, spec.threads, timings, lambda: events.send(ReplicaEvent("warming")))
-            )
+            engines.append(load_version(served, spec.threads, timings, lambda: events.send(ReplicaEvent("warming"))))
         except HeadraceError as error:
             events.send(ReplicaEvent("failed", error.message))
             return 3

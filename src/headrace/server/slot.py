@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 INLINE_S = 0.002
 """Runs shorter than this stay in the event loop's thread."""
+COMPRESS_MIN = 4096
+"""Bytes. Smaller replies leave as they are: most clients accept gzip by habit, and it would only cost."""
 
 # request id, deadline (monotonic s), tenant, meta, body, arrival, link, flags
 Job = tuple[int, float, int, bytes, memoryview, float, "RouterLink", int]
@@ -235,7 +237,7 @@ class Slot:
                 continue
             json_length, body = reply
             link, flags = job[6], job[7]
-            if flags & (frames.ACCEPT_GZIP | frames.ACCEPT_DEFLATE):
+            if len(body) >= COMPRESS_MIN and flags & (frames.ACCEPT_GZIP | frames.ACCEPT_DEFLATE):
                 link.send_compressed(job[0], json_length, body, flags)
             elif json_length < 0:
                 link.out += (pack(len(body), job[0], frames.REPLY, 0, 200, 0, 0, 0), body)

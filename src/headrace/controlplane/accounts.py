@@ -1,0 +1,164 @@
+"""Tenants and API keys in the store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Float,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    insert,
+    select,
+    update,
+)
+
+from headrace.core.database import metadata, now
+from headrace.core.resources import Key, Quota, Role, Tenant
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("index", Integer, primary_key=True, autoincrement=False),
+    Column("name", String(63), nullable=False, unique=True),
+    Column("state", String(16), nullable=False),
+    Column("rate_per_s", Float, nullable=False),
+    Column("burst", Float, nullable=False),
+    Column("max_in_flight", Integer, nullable=False),
+    Column("created_at", String(32), nullable=False),
+)
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("digest", LargeBinary, nullable=False, unique=True),
+    Column("tenant", Integer, ForeignKey("tenants.index"), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("label", String(200), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("created_at", String(32), nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TenantRow:
+    """A tenant as stored; its index is never reused."""
+
+    index: int
+    name: str
+    state: str
+    rate_per_s: float
+    burst: float
+    max_in_flight: int
+    created_at: str
+
+    def resource(self) -> Tenant:
+        """As the API shows it."""
+        quota = Quota(self.rate_per_s, self.burst, self.max_in_flight)
+        return Tenant(self.name, "active" if self.state == "active" else "suspended", quota, self.created_at)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRow:
+    """A key as stored: the digest of its text, never the text."""
+
+    id: str
+    digest: bytes
+    tenant: int
+    role: Role
+    label: str
+    state: str
+    created_at: str
+
+    def resource(self, tenant: str) -> Key:
+        """As the API shows it."""
+        state = "active" if self.state == "active" else "revoked"
+        return Key(self.id, tenant, self.role, self.label, state, self.created_at)  # type: ignore[arg-type]
+
+
+def list_tenants(connection: Connection) -> list[TenantRow]:
+    """All tenants, by index."""
+    return [TenantRow(**row._asdict()) for row in connection.execute(select(tenants).order_by(tenants.c.index))]
+
+
+def find_tenant(connection: Connection, name: str) -> TenantRow | None:
+    """A tenant by name."""
+    row = connection.execute(select(tenants).where(tenants.c.name == name)).first()
+    return None if row is None else TenantRow(**row._asdict())
+
+
+def create_tenant(connection: Connection, name: str, quota: Quota) -> TenantRow:
+    """Add a tenant under the next index."""
+    index = max([tenant.index for tenant in list_tenants(connection)], default=-1) + 1
+    row = TenantRow(index, name, "active", quota.rate_per_s, quota.burst, quota.max_in_flight, now())
+    connection.execute(insert(tenants).values({name: getattr(row, name) for name in TenantRow.__slots__}))
+    return row
+
+
+def update_tenant(connection: Connection, name: str, values: dict[str, object]) -> None:
+    """Set columns of a tenant."""
+    connection.execute(update(tenants).where(tenants.c.name == name).values(values))
+
+
+def list_keys(connection: Connection) -> list[KeyRow]:
+    """All keys, oldest first."""
+    return [KeyRow(**row._asdict()) for row in connection.execute(select(keys).order_by(keys.c.created_at, keys.c.id))]
+
+
+def find_key(connection: Connection, id_: str) -> KeyRow | None:
+    """A key by its id."""
+    row = connection.execute(select(keys).where(keys.c.id == id_)).first()
+    return None if row is None else KeyRow(**row._asdict())
+
+
+def key_by_text(connection: Connection, text: str) -> KeyRow | None:
+    """The active key of this text. Looked up by digest: timing tells nothing of the secret."""
+    digest = hashlib.sha256(text.encode()).digest()
+    row = connection.execute(select(keys).where(keys.c.digest == digest, keys.c.state == "active")).first()
+    return None if row is None else KeyRow(**row._asdict())
+
+
+def create_key(connection: Connection, tenant: int, role: Role, label: str) -> tuple[KeyRow, str]:
+    """Add a key; returns it and its text, which is kept nowhere."""
+    id_ = f"hr_{secrets.token_hex(6)}"
+    text = f"{id_}_{secrets.token_urlsafe(32)}"
+    row = KeyRow(id_, hashlib.sha256(text.encode()).digest(), tenant, role, label, "active", now())
+    connection.execute(insert(keys).values({name: getattr(row, name) for name in KeyRow.__slots__}))
+    return row, text
+
+
+def revoke_key(connection: Connection, id_: str) -> None:
+    """A key that nobody may use any more."""
+    connection.execute(update(keys).where(keys.c.id == id_).values(state="revoked"))
+
+
+def bootstrap(connection: Connection, credentials: Path, urls: dict[str, str]) -> None:
+    """Tenant ``default`` and an admin key in `credentials`, where there are none; and where the ports are now.
+
+    The file is written before the key is committed: a crash between the two leaves a file whose key nobody holds, and
+    the next start makes another."""
+    if find_tenant(connection, "default") is None:
+        create_tenant(connection, "default", Quota())
+    text = ""
+    if credentials.exists():
+        lines = credentials.read_text().splitlines()
+        text = next((line.split('"')[1] for line in lines if line.startswith("api_key")), "")
+    if not text or key_by_text(connection, text) is None:
+        _, text = create_key(connection, 0, "admin", "made at first start")
+    lines = [f'api_key = "{text}"', *(f'{name} = "{url}"' for name, url in urls.items())]
+    fd, temporary = tempfile.mkstemp(dir=credentials.parent)
+    with os.fdopen(fd, "w") as file:
+        file.write("\n".join(lines) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, credentials)

@@ -1,0 +1,149 @@
+"""The audit of every mutation, and the memory of idempotency keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from sqlalchemy import Column, Connection, Integer, String, Table, Text, insert, select
+
+from headrace.core.database import metadata, now
+from headrace.core.errors import Conflict
+from headrace.core.resources import Change
+
+changes = Table(
+    "changes",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", String(32), nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("tenant", String(63), nullable=False),
+    Column("entity", String(200), nullable=False, index=True),
+    Column("before", Text, nullable=True),
+    Column("after", Text, nullable=True),
+    Column("reason", Text, nullable=True),
+    Column("undo", Text, nullable=True),
+)
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("actor", String(64), primary_key=True),
+    Column("key", String(200), primary_key=True),
+    Column("action", String(64), nullable=False),
+    Column("entity", String(200), nullable=False),
+    Column("change", Integer, nullable=False),
+    Column("at", String(32), nullable=False),
+)
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", Integer, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a mutation did, for the audit."""
+
+    action: str
+    tenant: str
+    entity: str
+    before: dict[str, Any] | None = None
+    after: dict[str, Any] | None = None
+    undo: str | None = None
+
+
+def append(connection: Connection, actor: str, record: Record, reason: str | None) -> int:
+    """Write a row; returns its id."""
+
+    def text(value: dict[str, Any] | None) -> str | None:
+        return None if value is None else msgspec.json.encode(value).decode()
+
+    result = connection.execute(
+        insert(changes).values(
+            at=now(),
+            actor=actor,
+            action=record.action,
+            tenant=record.tenant,
+            entity=record.entity,
+            before=text(record.before),
+            after=text(record.after),
+            reason=reason,
+            undo=record.undo,
+        )
+    )
+    key = result.inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def replayed(connection: Connection, actor: str, key: str, action: str, entity: str) -> int | None:
+    """The change that this idempotency key made before; None when it is new. Raises Conflict when it was used for
+    another request."""
+    row = connection.execute(select(idempotency).where(idempotency.c.actor == actor, idempotency.c.key == key)).first()
+    if row is None:
+        return None
+    if (row.action, row.entity) != (action, entity):
+        raise Conflict(f"Idempotency-Key {key!r} was used for {row.action} of {row.entity}", field="idempotency-key")
+    return int(row.change)
+
+
+def remember(connection: Connection, actor: str, key: str, record: Record, change: int) -> None:
+    """Keep what an idempotency key did."""
+    connection.execute(
+        insert(idempotency).values(
+            actor=actor, key=key, action=record.action, entity=record.entity, change=change, at=now()
+        )
+    )
+
+
+def undo_of(connection: Connection, change: int) -> str | None:
+    """The undo command of a change."""
+    return connection.execute(select(changes.c.undo).where(changes.c.id == change)).scalar()
+
+
+def page(
+    connection: Connection, tenant: str | None, entity: str | None, since: str | None, before: int | None, limit: int
+) -> list[Change]:
+    """Changes, newest first; `before` is the cursor. `entity` also finds its versions (``churn`` finds ``churn@4``)."""
+    query = select(changes).order_by(changes.c.id.desc()).limit(limit)
+    if tenant is not None:
+        query = query.where(changes.c.tenant == tenant)
+    if entity is not None:
+        query = query.where((changes.c.entity == entity) | changes.c.entity.startswith(f"{entity}@", autoescape=True))
+    if since is not None:
+        query = query.where(changes.c.at >= since)
+    if before is not None:
+        query = query.where(changes.c.id < before)
+
+    def value(text: str | None) -> dict[str, Any] | None:
+        return None if text is None else msgspec.json.decode(text)
+
+    return [
+        Change(
+            row.id,
+            row.at,
+            row.actor,
+            row.action,
+            row.tenant,
+            row.entity,
+            value(row.before),
+            value(row.after),
+            row.reason,
+            row.undo,
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def reserve_epochs(connection: Connection, count: int) -> int:
+    """Take `count` snapshot epochs that nobody had; returns the first."""
+    row = connection.execute(select(counters.c.value).where(counters.c.name == "epoch")).scalar()
+    if row is None:
+        connection.execute(insert(counters).values(name="epoch", value=1 + count))
+        return 1
+    connection.execute(counters.update().where(counters.c.name == "epoch").values(value=row + count))
+    return int(row)

@@ -1,0 +1,91 @@
+"""Desired deployments in the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Boolean, Column, Connection, Float, ForeignKey, Integer, String, Table, insert, select, update
+
+from headrace.core.database import metadata, now
+
+deployments = Table(
+    "deployments",
+    metadata,
+    Column("model", Integer, ForeignKey("models.id"), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("replicas", Integer, nullable=False),
+    Column("threads", Integer, nullable=False),
+    Column("traffic_on_ready", Float, nullable=True),
+    Column("had_traffic", Boolean, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("created_at", String(32), nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """A version that shall run. `revision` counts changes: a failed deployment is tried again when it moves."""
+
+    model: int
+    version: int
+    replicas: int
+    threads: int
+    traffic_on_ready: float | None
+    had_traffic: bool
+    revision: int
+    created_at: str
+
+
+def list_all(connection: Connection) -> list[Desired]:
+    """All desired deployments, oldest first."""
+    query = select(deployments).order_by(deployments.c.created_at, deployments.c.model, deployments.c.version)
+    return [Desired(**row._asdict()) for row in connection.execute(query)]
+
+
+def find(connection: Connection, model: int, version: int) -> Desired | None:
+    """One deployment."""
+    key = (deployments.c.model == model, deployments.c.version == version)
+    row = connection.execute(select(deployments).where(*key)).first()
+    return None if row is None else Desired(**row._asdict())
+
+
+def create(
+    connection: Connection, model: int, version: int, replicas: int, threads: int, traffic_on_ready: float | None
+) -> None:
+    """Want a version to run; one that is wanted already takes the new numbers."""
+    before = find(connection, model, version)
+    values = {"replicas": replicas, "threads": threads, "traffic_on_ready": traffic_on_ready}
+    if before is None:
+        connection.execute(
+            insert(deployments).values(
+                model=model, version=version, had_traffic=False, revision=1, created_at=now(), **values
+            )
+        )
+    else:
+        _update(connection, model, version, revision=before.revision + 1, **values)
+
+
+def scale(connection: Connection, before: Desired, replicas: int) -> None:
+    """Want another number of replicas."""
+    _update(connection, before.model, before.version, replicas=replicas, revision=before.revision + 1)
+
+
+def traffic_done(connection: Connection, model: int, version: int) -> None:
+    """The share that waited for readiness was given."""
+    _update(connection, model, version, traffic_on_ready=None)
+
+
+def mark_traffic(connection: Connection, model: int, versions: set[int]) -> None:
+    """These versions have had traffic: once out of every policy they may be stopped."""
+    for version in versions:
+        _update(connection, model, version, had_traffic=True)
+
+
+def remove(connection: Connection, model: int, version: int) -> None:
+    """Want a version to run no more."""
+    connection.execute(deployments.delete().where(deployments.c.model == model, deployments.c.version == version))
+
+
+def _update(connection: Connection, model: int, version: int, **values: object) -> None:
+    key = (deployments.c.model == model, deployments.c.version == version)
+    connection.execute(update(deployments).where(*key).values(**values))

@@ -1,0 +1,226 @@
+"""Models, grants and versions in the store."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+import msgspec
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    Row,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    insert,
+    select,
+    update,
+)
+
+from headrace.core.database import metadata, now
+from headrace.core.resources import Engine, ModelUpdate
+from headrace.core.schema import Signature
+from headrace.core.specs import EngineOptions
+
+models = Table(
+    "models",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("tenant", Integer, ForeignKey("tenants.index"), nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("description", Text, nullable=False),
+    Column("tags", Text, nullable=False),
+    Column("idempotent", Boolean, nullable=False),
+    Column("timeout_s", Float, nullable=False),
+    Column("body_max_bytes", BigInteger, nullable=False),
+    Column("salt", LargeBinary, nullable=False),
+    Column("created_at", String(32), nullable=False),
+    UniqueConstraint("tenant", "name"),
+)
+grants = Table(
+    "grants",
+    metadata,
+    Column("model", Integer, ForeignKey("models.id"), primary_key=True),
+    Column("tenant", Integer, ForeignKey("tenants.index"), primary_key=True),
+)
+versions = Table(
+    "versions",
+    metadata,
+    Column("model", Integer, ForeignKey("models.id"), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("engine", String(32), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("file_name", Text, nullable=False),
+    Column("signature", Text, nullable=False),
+    Column("options", Text, nullable=False),
+    Column("metrics", Text, nullable=False),
+    Column("tags", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("created_at", String(32), nullable=False),
+    Column("created_by", String(64), nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """A model as stored. `tenant` is the index."""
+
+    id: int
+    tenant: int
+    name: str
+    description: str
+    tags: dict[str, str]
+    idempotent: bool
+    timeout_s: float
+    body_max_bytes: int
+    salt: bytes
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRow:
+    """A version as stored; immutable."""
+
+    model: int
+    version: int
+    engine: Engine
+    digest: str
+    size_bytes: int
+    file_name: str
+    signature: Signature
+    options: EngineOptions
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    description: str
+    created_at: str
+    created_by: str
+
+
+def _text(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _model(row: Row[tuple[object, ...]]) -> ModelRow:
+    fields = row._asdict()
+    fields["tags"] = msgspec.json.decode(fields["tags"])
+    return ModelRow(**fields)
+
+
+def _version(row: Row[tuple[object, ...]]) -> VersionRow:
+    fields = row._asdict()
+    fields["signature"] = msgspec.json.decode(fields["signature"], type=Signature)
+    fields["options"] = msgspec.json.decode(fields["options"], type=EngineOptions)
+    for name in ("metrics", "tags"):
+        fields[name] = msgspec.json.decode(fields[name])
+    return VersionRow(**fields)
+
+
+def find_model(connection: Connection, tenant: int, name: str) -> ModelRow | None:
+    """A tenant's model by name."""
+    row = connection.execute(select(models).where(models.c.tenant == tenant, models.c.name == name)).first()
+    return None if row is None else _model(row)
+
+
+def list_models(connection: Connection) -> list[ModelRow]:
+    """All models, by id."""
+    return [_model(row) for row in connection.execute(select(models).order_by(models.c.id))]
+
+
+def ensure_model(connection: Connection, tenant: int, name: str) -> ModelRow:
+    """The model, made with defaults if it is new."""
+    found = find_model(connection, tenant, name)
+    if found is None:
+        connection.execute(
+            insert(models).values(
+                tenant=tenant,
+                name=name,
+                description="",
+                tags="{}",
+                idempotent=True,
+                timeout_s=30.0,
+                body_max_bytes=64 << 20,
+                salt=secrets.token_bytes(16),
+                created_at=now(),
+            )
+        )
+        found = find_model(connection, tenant, name)
+    assert found is not None
+    return found
+
+
+def update_model(connection: Connection, model: int, change: ModelUpdate) -> None:
+    """Set the fields that `change` gives."""
+    values: dict[str, object] = {
+        name: getattr(change, name)
+        for name in ("description", "idempotent", "timeout_s", "body_max_bytes")
+        if getattr(change, name) is not None
+    }
+    if change.tags is not None:
+        values["tags"] = _text(change.tags)
+    if values:
+        connection.execute(update(models).where(models.c.id == model).values(values))
+
+
+def list_grants(connection: Connection) -> dict[int, list[int]]:
+    """Model -> indexes of the tenants it is granted to."""
+    found: dict[int, list[int]] = {}
+    for model, tenant in connection.execute(select(grants).order_by(grants.c.model, grants.c.tenant)):
+        found.setdefault(model, []).append(tenant)
+    return found
+
+
+def grant(connection: Connection, model: int, tenant: int) -> bool:
+    """Grant a model; False when it was."""
+    if tenant in list_grants(connection).get(model, []):
+        return False
+    connection.execute(insert(grants).values(model=model, tenant=tenant))
+    return True
+
+
+def revoke_grant(connection: Connection, model: int, tenant: int) -> bool:
+    """Take a grant back; False when there was none."""
+    return bool(connection.execute(grants.delete().where(grants.c.model == model, grants.c.tenant == tenant)).rowcount)
+
+
+def find_version(connection: Connection, model: int, version: int) -> VersionRow | None:
+    """One version."""
+    row = connection.execute(select(versions).where(versions.c.model == model, versions.c.version == version)).first()
+    return None if row is None else _version(row)
+
+
+def latest_version(connection: Connection, model: int) -> int | None:
+    """The highest version's number."""
+    found: int | None = connection.execute(
+        select(func.max(versions.c.version)).where(versions.c.model == model)
+    ).scalar()
+    return found
+
+
+def latest_versions(connection: Connection) -> dict[int, int]:
+    """Model -> its highest version's number."""
+    rows = connection.execute(select(versions.c.model, func.max(versions.c.version)).group_by(versions.c.model))
+    return {model: version for model, version in rows}
+
+
+def list_versions(connection: Connection, model: int) -> list[VersionRow]:
+    """A model's versions, oldest first."""
+    query = select(versions).where(versions.c.model == model).order_by(versions.c.version)
+    return [_version(row) for row in connection.execute(query)]
+
+
+def add_version(connection: Connection, row: VersionRow) -> None:
+    """Store a new version."""
+    values = {name: getattr(row, name) for name in VersionRow.__slots__}
+    for name in ("signature", "options", "metrics", "tags"):
+        values[name] = _text(values[name])
+    connection.execute(insert(versions).values(values))

@@ -1,0 +1,285 @@
+"""A router's multiplexed connection to a replica, and what is counted per tenant and version.
+
+Rules: a client that has gone is never written to; no exception leaves a callback of the shared link; a request that
+was on its way when the replica was lost goes to another one, once, if its model is idempotent and time is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Protocol
+
+from headrace.core import frames
+
+monotonic = time.monotonic
+RECONNECT_S = (0.02, 1.0)
+"""First and longest pause between attempts to reach a replica."""
+FAILURES = 5
+"""Failures in a row that eject a replica."""
+EJECT_S = (1.0, 30.0)
+"""First and longest ejection."""
+
+
+class Client(Protocol):
+    """Whoever waits for a replica's answer."""
+
+    gone: bool
+
+    def answer(self, seq: int, kind: int, flags: int, status: int, meta: bytes, body: bytes) -> None:
+        """The replica's frame for the request that was sent with `seq`. Must not raise."""
+
+    def fail(self, seq: int, status: int, reason: str) -> None:
+        """No replica will answer. Must not raise."""
+
+
+class Tenant:
+    """Limits and live counts of one tenant."""
+
+    __slots__ = ("burst_s", "in_flight", "index", "interval_s", "max_in_flight", "name")
+
+    def __init__(self, index: int, name: str) -> None:
+        self.index, self.name = index, name
+        self.in_flight = 0
+        self.limit(1.0, 1.0, 1)
+
+    def limit(self, rate_per_s: float, burst: float, max_in_flight: int) -> None:
+        """Set the limits; rate 0 refuses everything."""
+        self.interval_s = 1 / rate_per_s if rate_per_s > 0 else float("inf")
+        self.burst_s = burst / rate_per_s if rate_per_s > 0 else -1.0
+        self.max_in_flight = max_in_flight
+
+
+class Arm:
+    """One version of a model as the router sees it."""
+
+    __slots__ = ("cells", "endpoints", "errors", "idempotent", "model", "version")
+
+    def __init__(self, model: str, version: int) -> None:
+        self.model, self.version = model, version
+        self.endpoints: list[tuple[ReplicaLink, int]] = []
+        self.idempotent = True
+        self.cells: dict[int, list[float]] = {}
+        """Tenant -> latencies since the last report."""
+        self.errors: dict[tuple[int, int], int] = {}
+        """(tenant, HTTP status) -> count since the last report."""
+
+    def error(self, tenant: int, status: int) -> None:
+        """Count an error answer."""
+        key = (tenant, status)
+        self.errors[key] = self.errors.get(key, 0) + 1
+
+
+# client, its sequence number, latencies, tenant, start, deadline, arm, meta, body, flags, tried before
+Waiting = tuple[Client, int, list[float], Tenant, float, float, Arm, bytes, bytes, int, bool]
+
+
+def choose(
+    endpoints: list[tuple[ReplicaLink, int]], now: float, avoid: ReplicaLink | None = None
+) -> tuple[ReplicaLink, int] | None:
+    """The endpoint with the least (in flight + 1) x smoothed service time among those that are up.
+
+    Ejected replicas are passed over; when all are ejected the ejection means nothing and all count.
+    """
+    best, least = None, float("inf")
+    for endpoint in endpoints:
+        link = endpoint[0]
+        if link.up and link is not avoid and link.ejected_until <= now:
+            score = (len(link.waiting) + 1) * link.service_s
+            if score < least:
+                best, least = endpoint, score
+    if best is None:
+        for endpoint in endpoints:
+            if endpoint[0].up and endpoint[0] is not avoid:
+                return endpoint
+    return best
+
+
+class ReplicaLink(frames.FrameProtocol):
+    """One connection to one replica; writes are coalesced per loop tick."""
+
+    def __init__(self, replica: str, address: str) -> None:
+        super().__init__()
+        self.replica = replica
+        self.up = False
+        self.connected = asyncio.Event()
+        self.waiting: dict[int, Waiting] = {}
+        self.service_s = 1e-3
+        self.failures = 0
+        self.ejected_until = 0.0
+        self.ejections = 0
+        self.retries = 0
+        self._address = address
+        self._rid = 0
+        self._out: list[bytes] = []
+        self._retired = False
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        pause = RECONNECT_S[0]
+        while not self._retired:
+            try:
+                if self._address.startswith("unix:"):
+                    await self._loop.create_unix_connection(lambda: self, self._address[5:])
+                else:
+                    host, _, port = self._address.removeprefix("tcp:").rpartition(":")
+                    await self._loop.create_connection(lambda: self, host, int(port))
+                return
+            except OSError:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, RECONNECT_S[1])
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._out.clear()
+        self.up = True
+        self.failures = 0
+        self.ejected_until = 0.0
+        self.connected.set()
+
+    def send(
+        self,
+        client: Client,
+        seq: int,
+        cell: list[float],
+        tenant: Tenant,
+        start: float,
+        deadline: float,
+        arm: Arm,
+        slot: int,
+        meta: bytes,
+        body: bytes,
+        flags: int,
+        tried: bool = False,
+    ) -> None:
+        """Send a request; the answer goes to `client`."""
+        self._rid = rid = (self._rid + 1) & 0xFFFFFFFF
+        self.waiting[rid] = (client, seq, cell, tenant, start, deadline, arm, meta, body, flags, tried)
+        out = self._out
+        if not out:
+            self._loop.call_soon(self._flush)
+        out += (
+            frames.HEADER.pack(
+                len(meta) + len(body),
+                rid,
+                frames.REQUEST,
+                flags,
+                slot,
+                max(int((deadline - start) * 1000), 1),
+                tenant.index,
+                len(meta),
+            ),
+            meta,
+            body,
+        )
+
+    def ask(self, client: Client, seq: int, arm: Arm, kind: int, slot: int) -> None:
+        """Send a frame that is no inference request (statistics)."""
+        now = monotonic()
+        self._rid = rid = (self._rid + 1) & 0xFFFFFFFF
+        self.waiting[rid] = (client, seq, [], Tenant(-1, ""), now, now + 5.0, arm, b"", b"", 0, True)
+        self._post(frames.frame(kind, rid, slot=slot))
+
+    def _post(self, frame: bytes) -> None:
+        if self.up:
+            if not self._out:
+                self._loop.call_soon(self._flush)
+            self._out.append(frame)
+
+    def _flush(self) -> None:
+        data = b"".join(self._out)
+        self._out.clear()
+        if self.up and data:
+            self.transport.write(data)
+
+    def on_data(self, data: bytes) -> int:
+        unpack, size, pop, now = frames.HEADER.unpack_from, frames.SIZE, self.waiting.pop, monotonic()
+        i, n, start = 0, len(data), now
+        while n - i >= size:
+            length, rid, kind, flags, status, _, _, meta_length = unpack(data, i)
+            j = i + size + length
+            if j > n:
+                break
+            waiting = pop(rid, None)
+            if waiting is not None:  # else it timed out meanwhile, and was answered
+                client, seq, cell, tenant, start = waiting[:5]
+                tenant.in_flight -= 1
+                if kind == frames.REPLY:
+                    cell.append(now - start)
+                    if self.failures:
+                        self.failures = 0
+                else:
+                    waiting[6].error(tenant.index, status)
+                    if status >= 500:
+                        self._failed(now)
+                body = i + size + meta_length
+                client.answer(seq, kind, flags, status, data[i + size : body] if meta_length else b"", data[body:j])
+            elif kind == frames.GOAWAY:
+                self._go()
+            i = j
+        self.service_s += 0.1 * (now - start - self.service_s)
+        if not self.up and not self.waiting:
+            self.transport.close()
+        return i
+
+    def _failed(self, now: float) -> None:
+        """Count a failure; the fifth in a row ejects, longer each time. When the time is over the next request is
+        the probe: one more failure ejects again, one success forgives."""
+        self.failures += 1
+        if self.failures >= FAILURES and self.ejected_until <= now:
+            times = self.failures - FAILURES
+            self.ejected_until = now + min(EJECT_S[0] * 2 ** min(times, 10), EJECT_S[1])
+            self.ejections += 1
+
+    def sweep(self, now: float) -> None:
+        """Expire what is late, cancel what nobody waits for."""
+        late = [rid for rid, w in self.waiting.items() if w[5] < now or w[0].gone]
+        for rid in late:
+            waiting = self.waiting.pop(rid)
+            waiting[3].in_flight -= 1
+            self._post(frames.frame(frames.CANCEL, rid))
+            if not waiting[0].gone:
+                waiting[6].error(waiting[3].index, 504)
+                self._failed(now)
+                waiting[0].fail(waiting[1], 504, "the deadline passed before an answer was ready")
+        if late and not self.up and not self.waiting:
+            self.transport.close()
+
+    def retire(self) -> None:
+        """The replica has left the snapshot: send nothing new, close when the last answer has come."""
+        self._retired = True
+        self._go()
+        if not self.connected.is_set():
+            self._task.cancel()
+
+    def _go(self) -> None:
+        if self.up:
+            self._flush()
+            self.up = False
+            if not self.waiting:
+                self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Requests that were on their way go to another replica once, if there is time."""
+        self.up = False
+        self.connected.clear()
+        lost, self.waiting = self.waiting, {}
+        self._out.clear()
+        self.reset()
+        now = monotonic()
+        for client, seq, cell, tenant, start, deadline, arm, meta, body, flags, tried in lost.values():
+            other = None
+            if arm.idempotent and not tried and deadline > now and not client.gone:
+                other = choose(arm.endpoints, now, self)
+            if other is None:
+                tenant.in_flight -= 1
+                arm.error(tenant.index, 503)
+                client.fail(seq, 503, "the replica was lost and no other could take the request")
+            else:
+                self.retries += 1
+                other[0].send(client, seq, cell, tenant, start, deadline, arm, other[1], meta, body, flags, True)
+        if not self._retired:
+            with contextlib.suppress(RuntimeError):  # the loop is closing
+                self._task = self._loop.create_task(self._connect())

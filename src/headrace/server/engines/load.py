@@ -1,0 +1,114 @@
+"""From an artifact to a running engine: which adapter, with which defaults, and what a failure says."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from headrace.core.errors import HeadraceError, InvalidInput, Unprocessable
+from headrace.core.schema import Signature
+from headrace.core.specs import EngineOptions
+from headrace.server.engines import artifact
+from headrace.server.engines.port import Engine
+from headrace.server.engines.tensors import check
+
+DEFAULTS: dict[str, EngineOptions] = {
+    "onnx": EngineOptions(nan="reject"),
+    "sklearn": EngineOptions(nan="reject"),
+    "python": EngineOptions(nan="reject"),
+    # Gradient-boosted trees are trained with missing values and route them themselves.
+    "xgboost": EngineOptions(nan="allow"),
+    "lightgbm": EngineOptions(nan="allow"),
+}
+"""Options of a version that gives none, by engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A running engine and the options it runs with."""
+
+    engine: Engine
+    options: EngineOptions
+
+
+class Adapter(Protocol):
+    """Makes an engine of an artifact."""
+
+    def __call__(self, path: Path, options: EngineOptions, signature: Signature | None, threads: int) -> Engine:
+        """Load. Raises HeadraceError, or whatever the engine's library raises."""
+
+
+def load(
+    engine: str, path: Path, options: EngineOptions | None, signature: Signature | None, threads: int = 1
+) -> Loaded:
+    """Load an artifact.
+
+    Args:
+        engine: its engine's name, a key of `DEFAULTS`.
+        path: the file. Its format is told by its content.
+        options: None for the engine's defaults.
+        signature: what the version says of itself; checked against the model. None to read it out of the model.
+        threads: of the engine within one run.
+
+    Raises:
+        InvalidInput: an unknown engine, an option or signature that the model contradicts; names the field.
+        Unprocessable: the artifact does not load, or may not (an untrusted pickle).
+    """
+    adapter = _adapter(engine)
+    options = DEFAULTS[engine] if options is None else options
+    if signature is not None:
+        check(signature)
+    artifact.head(path)
+    try:
+        loaded = adapter(path, options, signature, threads)
+        check(loaded.signature)
+    except HeadraceError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a library or a model's own code raises
+        raise Unprocessable(
+            f"the {engine} model does not load: {artifact.reason(error, path)}", field="digest"
+        ) from error
+    return Loaded(loaded, options)
+
+
+def _adapter(engine: str) -> Adapter:
+    """The one place that imports lazily: a replica pays, in memory and start-up, only for the engine that it runs."""
+    match engine:
+        case "onnx":
+            from headrace.server.engines.onnx import OnnxEngine
+
+            return OnnxEngine
+        case "xgboost":
+            from headrace.server.engines.xgboost import XgboostEngine
+
+            return XgboostEngine
+        case "lightgbm":
+            from headrace.server.engines.lightgbm import LightgbmEngine
+
+            return LightgbmEngine
+        case "sklearn":
+            from headrace.server.engines.sklearn import SklearnEngine
+
+            return SklearnEngine
+        case "python":
+            from headrace.server.engines.python import PythonEngine
+
+            return PythonEngine
+    raise InvalidInput(f"engine: {engine!r}, expected one of {', '.join(DEFAULTS)}", field="engine")
+
+
+def verify(path: Path, digest: str) -> None:
+    """Check that the file is what was registered. Raises Unprocessable when it is missing or damaged."""
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise Unprocessable(f"the artifact cannot be read: {error.strerror}", field="digest") from None
+    if found != digest:
+        raise Unprocessable(
+            f"the artifact is damaged: its SHA-256 is {found[:12]}, the version's is {digest[:12]}",
+            field="digest",
+            hint="push the model file again",
+        )

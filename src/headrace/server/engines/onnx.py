@@ -1,0 +1,116 @@
+"""ONNX models, by onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnxruntime as ort
+
+from headrace.core.errors import InvalidInput, Unprocessable
+from headrace.core.schema import Signature, TensorSpec
+from headrace.core.specs import EngineOptions
+from headrace.server.engines.artifact import head
+from headrace.server.engines.port import Array, example
+from headrace.server.engines.tensors import select, settle, to_bytes, to_text
+
+DATATYPE_OF = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
+}
+_NO_ZIPMAP = "convert a classifier with options={'zipmap': False}, so that its probabilities are a tensor"
+
+
+class OnnxEngine:
+    """An ONNX (or ORT-format) model on the CPU."""
+
+    signature: Signature
+
+    def __init__(self, path: Path, options: EngineOptions, signature: Signature | None, threads: int) -> None:
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = threads
+        settings.inter_op_num_threads = 1
+        settings.log_severity_level = 3
+        if head(path)[4:8] == b"ORTM":  # it goes by the extension otherwise, and artifacts have none
+            settings.add_session_config_entry("session.load_model_format", "ORT")
+        session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        self._inputs = tuple(node.name for node in session.get_inputs())
+        self._text_in: tuple[int, ...] = ()
+        own = _measured(session, Signature(_inputs(session), _outputs(session, options.outputs)))
+        self.signature = settle(own, signature, options.outputs)
+        self._outputs = [spec.name for spec in self.signature.outputs]
+        self._text_in = tuple(k for k, spec in enumerate(own.inputs) if spec.datatype == "BYTES")
+        self._text_out = tuple(k for k, spec in enumerate(self.signature.outputs) if spec.datatype == "BYTES")
+        self._session = session
+        self._run = session.run
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """See `Engine.run`."""
+        if self._text_in:
+            inputs = list(inputs)
+            for k in self._text_in:
+                inputs[k] = to_text(inputs[k], self._inputs[k])
+        outputs: list[Array] = self._run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
+        for k in self._text_out:
+            outputs[k] = to_bytes(outputs[k])
+        return outputs
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        del self._run, self._session
+
+
+def _spec(node: ort.NodeArg) -> TensorSpec:
+    """A node's spec; dimensions with a symbol or without a value are free."""
+    shape = tuple(n if isinstance(n, int) and n > 0 else -1 for n in node.shape)
+    return TensorSpec(node.name, DATATYPE_OF[node.type], shape)
+
+
+def _inputs(session: ort.InferenceSession) -> tuple[TensorSpec, ...]:
+    for node in session.get_inputs():
+        if node.type not in DATATYPE_OF:
+            raise Unprocessable(f"input {node.name!r} is {node.type}, which cannot be sent", field="digest")
+    return tuple(map(_spec, session.get_inputs()))
+
+
+def _outputs(session: ort.InferenceSession, wanted: Sequence[str]) -> tuple[TensorSpec, ...]:
+    """The outputs that are tensors. A converter's ZipMap makes a sequence of maps, which has no place in a tensor."""
+    others = {node.name: node.type for node in session.get_outputs() if node.type not in DATATYPE_OF}
+    tensors = tuple(_spec(node) for node in session.get_outputs() if node.name not in others)
+    for name in wanted:
+        if name in others:
+            raise InvalidInput(
+                f"options.outputs: output {name!r} is {others[name]}, no tensor",
+                field="options.outputs",
+                hint=_NO_ZIPMAP,
+            )
+    if not tensors:
+        raise Unprocessable(f"no output is a tensor: {others}", field="digest", hint=_NO_ZIPMAP)
+    return select(tensors, wanted)
+
+
+def _measured(session: ort.InferenceSession, declared: Signature) -> Signature:
+    """The signature with outputs of the rank they have: converters write outputs without their shape."""
+    if all(spec.shape for spec in declared.outputs):
+        return declared
+    feed = {
+        spec.name: to_text(array, spec.name) if spec.datatype == "BYTES" else array
+        for spec, array in zip(declared.inputs, example(declared), strict=True)
+    }
+    arrays = session.run([spec.name for spec in declared.outputs], feed)
+    outputs = tuple(
+        spec if spec.shape else TensorSpec(spec.name, spec.datatype, (-1,) * array.ndim)
+        for spec, array in zip(declared.outputs, arrays, strict=True)
+    )
+    return Signature(declared.inputs, outputs)
