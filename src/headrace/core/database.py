@@ -30,7 +30,7 @@ def connect(url: str) -> Engine:
         @event.listens_for(engine, "connect")
         def configure(connection: DBAPIConnection, _: object) -> None:
             # The driver must not begin transactions by itself: it would take the read lock first.
-            connection.isolation_level = None  # type: ignore[attr-defined]
+            connection.isolation_level = None
             cursor = connection.cursor()
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
                 cursor.execute(f"PRAGMA {pragma}")

@@ -1,6 +1,7 @@
 """Has artifacts examined in a process of their own, so that one that crashes takes nothing with it.
 
-Formats that cannot run code share one warm process; Python models and trusted pickles get a fresh one each.
+Formats that cannot run code share one warm process; Python models and trusted pickles get a fresh one each, which ends
+with its answer.
 """
 
 from __future__ import annotations
@@ -12,73 +13,110 @@ import sys
 import msgspec
 
 from headrace.core.errors import Unprocessable
-from headrace.core.specs import Examination, ExaminationRequest
+from headrace.core.schema import Signature
+from headrace.core.specs import EngineOptions, Examination, ExaminationRequest, Fault
 
 TIMEOUT_S = 60.0
 LINE_MAX = 16 << 20
 
 
-class Examiner:
-    """Runs ``python -m headrace.server.examine``."""
+class _Answer(msgspec.Struct, frozen=True):
+    """A line from the process: the first two, or what is wrong."""
 
-    def __init__(self) -> None:
-        self._shared: asyncio.subprocess.Process | None = None
+    signature: Signature | None = None
+    options: EngineOptions | None = None
+    error: Fault | None = None
+
+
+class Examiner:
+    """Runs ``python -m headrace.server.examine``, or another program that speaks like it.
+
+    Args:
+        command: the program.
+        timeout_s: how long a model may take to load and run once.
+    """
+
+    def __init__(
+        self,
+        command: tuple[str, ...] = (sys.executable, "-m", "headrace.server.examine"),
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self._command = command
+        self._timeout_s = timeout_s
+        self._warm: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
 
     async def examine(self, request: ExaminationRequest) -> Examination:
-        """What the artifact is. Raises Unprocessable when it crashes or takes too long; faults it reports itself
-        come back in the result."""
-        trusted = request.options is not None and request.options.trust
-        if request.engine == "python" or trusted:
+        """Look into an artifact; a fault that the engine names comes back in the result.
+
+        Raises:
+            Unprocessable: the artifact crashes the process, or takes too long.
+        """
+        if request.engine == "python" or (request.options is not None and request.options.trust):
             process = await self._start()
             try:
                 return await self._ask(process, request)
             finally:
                 await _end(process)
         async with self._lock:
-            if self._shared is None or self._shared.returncode is not None:
-                self._shared = await self._start()
+            if self._warm is None or self._warm.returncode is not None:
+                self._warm = await self._start()
             try:
-                return await self._ask(self._shared, request)
+                line = await self._exchange(self._warm, request)
             except BaseException:
-                await _end(self._shared)
-                self._shared = None
+                await self.close()  # what state it is in nobody knows
                 raise
+        return _read(line)
 
     async def close(self) -> None:
         """End the warm process."""
-        if self._shared is not None:
-            await _end(self._shared)
-            self._shared = None
+        process, self._warm = self._warm, None
+        if process is not None:
+            await _end(process)
 
     async def _start(self) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "headrace.server.examine",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=LINE_MAX,
-        )
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(*self._command, stdin=pipe, stdout=pipe, limit=LINE_MAX)
 
     async def _ask(self, process: asyncio.subprocess.Process, request: ExaminationRequest) -> Examination:
+        return _read(await self._exchange(process, request))
+
+    async def _exchange(self, process: asyncio.subprocess.Process, request: ExaminationRequest) -> bytes:
         assert process.stdin is not None and process.stdout is not None
         try:
             process.stdin.write(msgspec.json.encode(request) + b"\n")
-            line = await asyncio.wait_for(process.stdout.readline(), TIMEOUT_S)
+            line = await asyncio.wait_for(process.stdout.readline(), self._timeout_s)
         except TimeoutError:
-            message = f"the model did not load and run once within {TIMEOUT_S:.0f} s"
-            raise Unprocessable(message, field="artifact") from None
-        except ConnectionError:
+            message = f"the model did not load and run once within {self._timeout_s:g} s"
+            raise Unprocessable(message, field="digest") from None
+        except (ConnectionError, ValueError):  # it died before it read; or a line without end
             line = b""
-        if not line:
-            code = await process.wait()
-            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            raise Unprocessable(f"the model crashed while loading ({how})", field="artifact")
-        return msgspec.json.decode(line, type=Examination)
+        if not line.endswith(b"\n"):
+            raise Unprocessable(f"the model crashed while loading ({await _death(process)})", field="digest")
+        return line
+
+
+def _read(line: bytes) -> Examination:
+    try:
+        answer = msgspec.json.decode(line, type=_Answer)
+    except msgspec.DecodeError:
+        return Examination(fault=Fault("the model wrote over the examination's answer", "digest"))
+    if answer.error is None and (answer.signature is None or answer.options is None):
+        return Examination(fault=Fault("the examination ended without a signature", "digest"))
+    return Examination(answer.signature, answer.options, answer.error)
+
+
+async def _death(process: asyncio.subprocess.Process) -> str:
+    try:
+        code = await asyncio.wait_for(process.wait(), 5.0)
+    except TimeoutError:
+        return "it closed its output"
+    return f"exit code {code}" if code >= 0 else f"signal {-code}, {signal.Signals(-code).name}"
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         process.kill()
+    if process.stdin is not None:
+        process.stdin.close()
     await process.wait()

@@ -209,7 +209,7 @@ def latest_version(connection: Connection, model: int) -> int | None:
 def latest_versions(connection: Connection) -> dict[int, int]:
     """Model -> its highest version's number."""
     rows = connection.execute(select(versions.c.model, func.max(versions.c.version)).group_by(versions.c.model))
-    return {model: version for model, version in rows}
+    return dict(rows.tuples().all())
 
 
 def list_versions(connection: Connection, model: int) -> list[VersionRow]:

@@ -1,56 +1,101 @@
-"""Look into an artifact in a process of its own: ``python -m headrace.server.examine``.
+"""Examines artifacts before they are registered, apart from the control plane: loading one may execute its code.
 
-One JSON request a line on standard input, one JSON reply a line on standard output, until the input ends. The artifact
-is loaded, its signature read, and it is run once: what crashes, crashes here.
+``python -m headrace.server.examine`` reads one request per line of standard input and answers each with a line:
+
+    {"engine", "path", "file_name", "options" | null, "signature" | null}
+    -> {"signature", "options"}   what the model takes and gives, and the options it was loaded with
+    -> {"error": {"message", "field", "hint"}}
+
+A model that takes the process down gives no answer at all; whoever asked sees the end of the output.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from headrace.core.errors import HeadraceError, Unprocessable
+from headrace.core.errors import HeadraceError
 from headrace.core.schema import Signature
-from headrace.core.specs import Examination, ExaminationRequest, Fault
+from headrace.core.specs import EngineOptions
+from headrace.server.engines.artifact import reason
 from headrace.server.engines.load import load
-from headrace.server.engines.port import Array, example
+from headrace.server.engines.port import example
 
 
-def examine(request: ExaminationRequest) -> Examination:
-    """Load, read, run once."""
+class Examine(msgspec.Struct, frozen=True):
+    """A request."""
+
+    engine: str
+    path: str
+    file_name: str = ""
+    """What the client called the file; only for messages, the format goes by content."""
+    options: EngineOptions | None = None
+    """None for the engine's defaults."""
+    signature: Signature | None = None
+    """Checked against the model's; None to read it out of the model."""
+
+
+class Examined(msgspec.Struct, frozen=True):
+    """The answer for an artifact that loads and runs."""
+
+    signature: Signature
+    options: EngineOptions
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """Why an artifact is refused."""
+
+    message: str
+    field: str | None = None
+    hint: str | None = None
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """The answer for any other."""
+
+    error: Fault
+
+
+def examine(request: Examine) -> Examined | Refused:
+    """Load, run once on an example, close."""
+    path = Path(request.path)
     try:
-        loaded = load(request.engine, Path(request.path), request.options, request.signature, 1)
-        signature, options = loaded.engine.signature, loaded.options
-        warm_up(loaded.engine.run, signature)
-        loaded.engine.close()
+        loaded = load(request.engine, path, request.options, request.signature)
     except HeadraceError as error:
-        return Examination(fault=Fault(error.message, error.field, error.hint))
-    return Examination(signature, options)
-
-
-def warm_up(run: Callable[[list[Array]], object], signature: Signature) -> None:
-    """Run on an example; a model that cannot is refused with what it said. Raises HeadraceError."""
+        name = request.file_name
+        return Refused(Fault(f"{name}: {error.message}" if name else error.message, error.field, error.hint))
+    engine = loaded.engine
     try:
-        run(example(signature))
-    except HeadraceError:
-        raise
-    except Exception as error:  # whatever the model raises
-        text = (str(error).strip().splitlines() or [""])[0][:300]
-        raise Unprocessable(f"the model fails at warm-up: {type(error).__name__}: {text}", field="artifact") from error
+        engine.run(example(engine.signature))
+        return Examined(engine.signature, loaded.options)
+    except (Exception, SystemExit) as error:  # whatever the model raises
+        text = error.message if isinstance(error, HeadraceError) else reason(error, path)
+        name = request.file_name or "the model"
+        return Refused(Fault(f"{name}: loads, and fails on its first run: {text}", "digest"))
+    finally:
+        engine.close()
 
 
-def main() -> None:
-    """Entry point of the process."""
+def answer(line: bytes) -> Examined | Refused:
+    """The answer to a line of standard input."""
+    try:
+        request = msgspec.json.decode(line, type=Examine)
+    except msgspec.DecodeError as error:
+        return Refused(Fault(f"not a request: {error}"))
+    return examine(request)
+
+
+def main() -> int:
+    """Entry point of the process; ends with its standard input."""
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # a model that prints must not garble the replies
+    os.dup2(2, 1)  # what a model prints must not stand between the replies
     for line in sys.stdin.buffer:
-        request = msgspec.json.decode(line, type=ExaminationRequest)
-        replies.write(msgspec.json.encode(examine(request)) + b"\n")
+        replies.write(msgspec.json.encode(answer(line)) + b"\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -52,8 +52,9 @@ class OnnxEngine:
         self._outputs = [spec.name for spec in self.signature.outputs]
         self._text_in = tuple(k for k, spec in enumerate(own.inputs) if spec.datatype == "BYTES")
         self._text_out = tuple(k for k, spec in enumerate(self.signature.outputs) if spec.datatype == "BYTES")
+        # What `session.run` calls after checks that the signature makes needless: 1 us of 7 for a small model.
+        self._run = getattr(session, "_sess", session).run
         self._session = session
-        self._run = session.run
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """See `Engine.run`."""
@@ -61,7 +62,7 @@ class OnnxEngine:
             inputs = list(inputs)
             for k in self._text_in:
                 inputs[k] = to_text(inputs[k], self._inputs[k])
-        outputs: list[Array] = self._run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
+        outputs: list[Array] = self._run(self._outputs, dict(zip(self._inputs, inputs, strict=True)), None)
         for k in self._text_out:
             outputs[k] = to_bytes(outputs[k])
         return outputs

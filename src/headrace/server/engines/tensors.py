@@ -112,6 +112,8 @@ def conform(value: Any, spec: TensorSpec) -> Array:
     """
     array = np.asarray(value)
     dtype = DATATYPES[spec.datatype]
+    if array.dtype == dtype and dtype.kind != "O" and array.flags.c_contiguous and fits(array.shape, spec):
+        return array
     if not fits(array.shape, spec) or not (
         array.dtype.kind in "SUO" if spec.datatype == "BYTES" else np.can_cast(array.dtype, dtype, "same_kind")
     ):
@@ -122,6 +124,14 @@ def conform(value: Any, spec: TensorSpec) -> Array:
     if spec.datatype == "BYTES":
         return to_bytes(array)
     return np.ascontiguousarray(array, dtype).reshape(array.shape)  # reshape: it makes (1,) of a scalar
+
+
+def both_classes(positive: Array) -> Array:
+    """Probabilities of both classes, [rows, 2], from those of the positive one."""
+    table = np.empty((len(positive), 2), positive.dtype)
+    np.subtract(1, positive, out=table[:, 0])
+    table[:, 1] = positive
+    return table
 
 
 def to_text(array: Array, name: str) -> Array:

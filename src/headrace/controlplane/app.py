@@ -1,0 +1,52 @@
+"""The control plane's web application."""
+
+from __future__ import annotations
+
+from litestar import Litestar
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+
+from headrace import __version__
+from headrace.controlplane import problems
+from headrace.controlplane.platform import Platform
+from headrace.controlplane.ports import Telemetry
+from headrace.controlplane.routes import HANDLERS
+from headrace.core.errors import HeadraceError
+
+BODY_MAX = 1 << 20
+
+
+def create_app(platform: Platform, telemetry: Telemetry, artifact_max_bytes: int) -> Litestar:
+    """The API over a platform.
+
+    Args:
+        platform: the use cases.
+        telemetry: of /metrics and /api/v1/status.
+        artifact_max_bytes: largest artifact; other bodies may have 1 MiB.
+    """
+    return Litestar(
+        route_handlers=HANDLERS,
+        dependencies={
+            "platform": Provide(lambda: platform, sync_to_thread=False),
+            "telemetry": Provide(lambda: telemetry, sync_to_thread=False),
+        },
+        signature_namespace={"Platform": Platform, "Telemetry": Telemetry},
+        exception_handlers={
+            HeadraceError: problems.of_ours,
+            HTTPException: problems.of_http,
+            Exception: problems.of_any,
+        },
+        request_max_body_size=max(BODY_MAX, artifact_max_bytes),
+        openapi_config=OpenAPIConfig(
+            title="Headrace control plane",
+            version=__version__,
+            path="/",
+            render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+            components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}),
+            security=[{"key": []}],
+        ),
+        logging_config=None,
+    )

@@ -1,0 +1,133 @@
+"""The control-plane process: ``python -m headrace.controlplane.main``, its ControlSpec on standard input."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+import uvicorn
+import uvloop
+
+from headrace.controlplane import accounts
+from headrace.controlplane.accounts import bootstrap
+from headrace.controlplane.app import create_app
+from headrace.controlplane.link import Hub
+from headrace.controlplane.loop import Manager
+from headrace.controlplane.metrics import Metrics
+from headrace.controlplane.platform import Platform, Principal, Request
+from headrace.controlplane.publisher import Publisher
+from headrace.controlplane.store import Store, open_store
+from headrace.core.errors import HeadraceError
+from headrace.core.process import Events, watch_stop
+from headrace.core.report import Command, CommandReply
+from headrace.core.resources import DeploymentCreate, Role
+from headrace.core.specs import ControlSpec, ProcessEvent
+from headrace.deploy import store as deploy_store
+from headrace.deploy.local import LocalFleet
+from headrace.registry.artifacts import Artifacts
+from headrace.registry.examiner import Examiner
+
+
+class Commands:
+    """What clients of the data plane may ask of the control plane: load and unload models."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+
+    async def __call__(self, command: Command) -> CommandReply:
+        """Carry out a command; errors become replies."""
+        try:
+            await self._do(command)
+        except HeadraceError as error:
+            return CommandReply(error.status, error.message)
+        return CommandReply(200)
+
+    async def _do(self, command: Command) -> None:
+        platform = self._platform
+        tenants = await platform.store.run(accounts.list_tenants)
+        tenant = next(t for t in tenants if t.index == command.tenant)
+        role: Role = command.role  # type: ignore[assignment]
+        request = Request(Principal("data-plane", tenant, role))
+        if command.verb == "load":
+            await platform.deploy(request, DeploymentCreate(command.model))
+            return
+        desired = await platform.store.run(deploy_store.list_all)
+        model = await platform.store.run(lambda c: platform.model(c, request, command.model)[1])
+        for one in desired:
+            if one.model == model.id:
+                await platform.undeploy(request, model.name, one.version)
+
+
+async def serve(spec: ControlSpec, events: Events) -> None:
+    """Run until told to stop."""
+    loop = asyncio.get_running_loop()
+    stop = watch_stop(loop)
+    folder = Path(spec.data)
+    store = Store(open_store(f"sqlite:///{folder / 'headrace.db'}"))
+    urls = {"url": spec.http_url, "grpc_url": spec.grpc_url, "control_url": f"http://{spec.host}:{spec.port}"}
+    await store.run(lambda c: bootstrap(c, folder / "credentials.toml", urls))
+    artifacts = Artifacts(folder / "artifacts", spec.artifact_max_bytes)
+    fleet = LocalFleet(spec.node)
+    metrics = Metrics(lambda index: tenant_name(publisher, index), fleet.statuses, lambda: publisher.epoch)
+    hub = Hub(metrics.take, lambda command: commands(command), lambda: manager.wake())
+    publisher = Publisher(store, hub, fleet, spec.anonymous_tenant)
+    manager = Manager(store, fleet, publisher, artifacts, spec.replica_folder, spec.control, spec.drain_s)
+    examiner = Examiner()
+    platform = Platform(store, artifacts, examiner, publisher, Woken(fleet, manager), lambda: manager.standings)
+    commands = Commands(platform)
+    metrics.hub = hub
+    await fleet.open()  # nothing is published before it is known what runs
+    await hub.listen(spec.control.removeprefix("unix:"))
+    await manager.tick()
+    managing = loop.create_task(manager.run())
+    app = create_app(platform, metrics, spec.artifact_max_bytes)
+    config = uvicorn.Config(app, spec.host, spec.port, log_config=None, access_log=False, lifespan="on")
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    serving = loop.create_task(server.serve())
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    if server.started:
+        events.send(ProcessEvent("ready", spec.port))
+        stopping = loop.create_task(stop.wait())
+        await asyncio.wait([stopping, serving, managing], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+    server.should_exit = True
+    with contextlib.suppress(SystemExit):
+        await serving
+    managing.cancel()
+    hub.close()
+    await examiner.close()
+    await fleet.close()
+    store.close()
+
+
+class Woken:
+    """The fleet as the use cases need it: `ports.Fleet`."""
+
+    def __init__(self, fleet: LocalFleet, manager: Manager) -> None:
+        self.statuses = fleet.statuses
+        self.wake = manager.wake
+
+
+def tenant_name(publisher: Publisher, index: int) -> str:
+    """A tenant's name for labels; empty for none."""
+    tenants = publisher.state.tenants if publisher.state is not None else {}
+    return tenants[index].name if index in tenants else ""
+
+
+def main() -> int:
+    """Entry point of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    events = Events()
+    spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=ControlSpec)
+    uvloop.run(serve(spec, events))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

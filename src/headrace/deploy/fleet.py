@@ -1,0 +1,27 @@
+"""The fleet port: whatever runs replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from headrace.core.specs import ReplicaSpec, ReplicaStatus
+
+
+class Fleet(Protocol):
+    """Runs processes for the deployment manager. State lives with the fleet: a new control plane finds what runs."""
+
+    async def start(self, spec: ReplicaSpec) -> None:
+        """Start a replica; a second start of the same id changes nothing."""
+
+    async def stop(self, replica: str) -> None:
+        """Drain and stop a replica; unknown ids are no error."""
+
+    async def forget(self, replica: str) -> None:
+        """Drop the record of a replica that has ended."""
+
+    def statuses(self) -> tuple[ReplicaStatus, ...]:
+        """All replicas, oldest first, as last heard."""
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Have `changed` called whenever `statuses` differs."""

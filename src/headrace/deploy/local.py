@@ -1,0 +1,87 @@
+"""The `local` fleet: replicas are processes of this machine's node agent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import msgspec
+
+from headrace.core.specs import ReplicaSpec, ReplicaStatus
+from headrace.deploy.wire import NodeCommand, NodeState
+
+RECONNECT_S = 0.1
+LINE_MAX = 64 << 20
+
+
+class LocalFleet:
+    """Client of the node agent. Implements `fleet.Fleet`."""
+
+    def __init__(self, address: str) -> None:
+        self._path = address.removeprefix("unix:")
+        self._state: NodeState | None = None
+        self._changed: list[Callable[[], None]] = []
+        self._writer: asyncio.StreamWriter | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._known = asyncio.Event()
+
+    async def open(self) -> None:
+        """Connect, and wait for the first look at what runs."""
+        self._task = asyncio.get_running_loop().create_task(self._follow())
+        await self._known.wait()
+
+    async def close(self) -> None:
+        """Disconnect; what runs goes on."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        if self._writer is not None:
+            self._writer.close()
+
+    @property
+    def routers(self) -> list[str]:
+        """Ids of the routers that run on the node."""
+        return self._state.routers if self._state is not None else []
+
+    async def start(self, spec: ReplicaSpec) -> None:
+        """See `Fleet.start`."""
+        await self._send(NodeCommand("start", spec.id, spec))
+
+    async def stop(self, replica: str) -> None:
+        """See `Fleet.stop`."""
+        await self._send(NodeCommand("stop", replica))
+
+    async def forget(self, replica: str) -> None:
+        """See `Fleet.forget`."""
+        await self._send(NodeCommand("forget", replica))
+
+    def statuses(self) -> tuple[ReplicaStatus, ...]:
+        """See `Fleet.statuses`."""
+        return tuple(self._state.replicas) if self._state is not None else ()
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """See `Fleet.watch`."""
+        self._changed.append(changed)
+
+    async def _send(self, command: NodeCommand) -> None:
+        """A command that does not arrive is no loss: the next tick sees that it was not done."""
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(msgspec.json.encode(command) + b"\n")
+            with contextlib.suppress(ConnectionError):
+                await self._writer.drain()
+
+    async def _follow(self) -> None:
+        decode = msgspec.json.Decoder(NodeState).decode
+        while True:
+            try:
+                reader, self._writer = await asyncio.open_unix_connection(self._path, limit=LINE_MAX)
+                while line := await reader.readline():
+                    self._state = decode(line)
+                    self._known.set()
+                    for changed in self._changed:
+                        changed()
+            except OSError:
+                pass
+            await asyncio.sleep(RECONNECT_S)

@@ -1,0 +1,186 @@
+"""Desired deployments and the fleet as it is -> what to start and stop. Pure: it is given the time.
+
+A replica that crashes is started again after a pause that doubles; one that says itself that it cannot serve, or that
+crashes three times before it was ever ready, fails its deployment, which then rests until somebody changes it. Scaling
+down stops what is not ready first, then the youngest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from headrace.core.resources import DeploymentState
+from headrace.core.specs import ReplicaStatus
+
+BACKOFF_S = (0.2, 30.0)
+"""First and longest pause before a restart."""
+CRASHES_MAX = 3
+"""Crashes before the first ready replica that fail a deployment."""
+STARTING = ("starting", "loading", "warming")
+LIVE = (*STARTING, "ready")
+
+Target = tuple[str, int]
+"""(``tenant/name``, version)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """A deployment as desired."""
+
+    target: Target
+    replicas: int
+    revision: int
+
+
+@dataclass(slots=True)
+class Memory:
+    """What must be remembered of a deployment between ticks."""
+
+    revision: int = 0
+    crashes: int = 0
+    not_before: float = 0.0
+    was_ready: bool = False
+    failure: str = ""
+    last_crash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A deployment as it is, with the reason."""
+
+    state: DeploymentState
+    ready: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now."""
+
+    start: list[Target] = field(default_factory=list)
+    """One entry per replica to start."""
+    stop: list[str] = field(default_factory=list)
+    """Ids of replicas to drain and stop."""
+    forget: list[str] = field(default_factory=list)
+    """Ids of dead replicas whose record was taken note of."""
+    standings: dict[Target, Standing] = field(default_factory=dict)
+    wake_at: float | None = None
+    """When the next pause is over."""
+
+
+def target_of(status: ReplicaStatus) -> Target:
+    """What a replica serves."""
+    served = status.spec.versions[0]
+    return served.model, served.version
+
+
+def reconcile(
+    wants: Sequence[Want],
+    statuses: Sequence[ReplicaStatus],
+    draining: Collection[str],
+    memory: dict[Target, Memory],
+    now: float,
+) -> Plan:
+    """One look at the world.
+
+    Args:
+        wants: what is desired.
+        statuses: every replica that the fleet knows, oldest first.
+        draining: ids of those that were told to stop.
+        memory: of earlier ticks; updated.
+        now: monotonic seconds.
+    """
+    plan = Plan()
+    wanted = {want.target: want for want in wants}
+    for gone in memory.keys() - wanted.keys():
+        del memory[gone]
+    by_target: dict[Target, list[ReplicaStatus]] = {target: [] for target in wanted}
+    for status in statuses:
+        target = target_of(status)
+        if target in wanted:
+            by_target[target].append(status)
+        elif status.state in LIVE and status.spec.id not in draining:
+            plan.stop.append(status.spec.id)
+        elif status.state not in LIVE and status.state != "draining":
+            plan.forget.append(status.spec.id)
+    wakes = []
+    for target, want in wanted.items():
+        note = memory.setdefault(target, Memory())
+        if note.revision != want.revision:
+            memory[target] = note = Memory(want.revision)
+        _notice_deaths(by_target[target], draining, note, plan, now)
+        live = [s for s in by_target[target] if s.state in LIVE and s.spec.id not in draining]
+        ready = [s for s in live if s.state == "ready"]
+        if ready:
+            note.was_ready = True
+            if len(ready) >= want.replicas:
+                note.crashes = 0
+        excess = len(live) - want.replicas
+        if excess > 0:
+            # Not ready before ready; within each the youngest first.
+            order = sorted(enumerate(live), key=lambda pair: (pair[1].state == "ready", -pair[0]))
+            plan.stop.extend(status.spec.id for _, status in order[:excess])
+        elif excess < 0 and not note.failure:
+            if now >= note.not_before:
+                plan.start.extend([target] * -excess)
+            else:
+                wakes.append(note.not_before)
+        plan.standings[target] = _standing(want, live, ready, note, now)
+    return Plan(plan.start, plan.stop, plan.forget, plan.standings, min(wakes, default=None))
+
+
+def _notice_deaths(
+    statuses: Sequence[ReplicaStatus], draining: Collection[str], note: Memory, plan: Plan, now: float
+) -> None:
+    for status in statuses:
+        if status.state == "failed":
+            note.failure = status.detail or "the replica could not serve the version"
+        elif status.state == "crashed" and status.spec.id not in draining:
+            note.crashes += 1
+            note.last_crash = status.detail
+            note.not_before = now + min(BACKOFF_S[0] * 2 ** (note.crashes - 1), BACKOFF_S[1])
+            if note.crashes >= CRASHES_MAX and not note.was_ready:
+                note.failure = f"crashed {note.crashes} times before it was ready: {status.detail}"
+        if status.state in ("failed", "crashed", "stopped"):
+            plan.forget.append(status.spec.id)
+
+
+def _standing(
+    want: Want, live: Sequence[ReplicaStatus], ready: Sequence[ReplicaStatus], note: Memory, now: float
+) -> Standing:
+    if note.failure:
+        return Standing("failed", len(ready), note.failure)
+    if want.replicas and len(ready) >= want.replicas:
+        return Standing("ready", len(ready), "")
+    if now < note.not_before:
+        pause = note.not_before - now
+        state: DeploymentState = "ready" if ready else "starting"
+        return Standing(state, len(ready), f"crashed ({note.last_crash}); starts again in {pause:.1f} s")
+    if ready:
+        return Standing("ready", len(ready), f"{len(ready)} of {want.replicas} replicas ready")
+    if want.replicas == 0:
+        return Standing("stopped", 0, "scaled to 0 replicas")
+    return Standing("starting", 0, live[0].state if live else "requested")
+
+
+def retire(
+    had_traffic: Collection[Target],
+    current: Mapping[str, Collection[int]],
+    previous: Mapping[str, Collection[int]],
+    pinned: Mapping[str, Collection[int]],
+) -> list[Target]:
+    """Deployments that may be stopped: they had traffic, and are in no policy in force, none that a rollback would
+    put back, and no override. So the version before the current one stays warm.
+
+    Args:
+        had_traffic: deployments that have had traffic.
+        current: model -> versions in the policy in force.
+        previous: model -> versions in the one before.
+        pinned: model -> versions that overrides name.
+    """
+    return [
+        (model, version)
+        for model, version in had_traffic
+        if all(version not in where.get(model, ()) for where in (current, previous, pinned))
+    ]

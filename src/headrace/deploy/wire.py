@@ -1,0 +1,25 @@
+"""What the control plane and a node's agent say to each other: a JSON object a line, over the node's Unix socket."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from headrace.core.specs import ReplicaSpec, ReplicaStatus
+
+
+class NodeCommand(msgspec.Struct):
+    """Control plane -> node."""
+
+    verb: Literal["start", "stop", "forget"]
+    replica: str
+    spec: ReplicaSpec | None = None
+
+
+class NodeState(msgspec.Struct):
+    """Node -> control plane, at connection and after every change."""
+
+    replicas: list[ReplicaStatus]
+    routers: list[str]
+    """Ids of the router processes that run."""
