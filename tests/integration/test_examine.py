@@ -79,7 +79,7 @@ def test_refusals_are_short_and_say_nothing_of_the_machine(tmp_path):
         "exit at load": (models.python_echo(load="sys.exit(0)"), "SystemExit: 0"),
         "untrusted": (models.hostile_pickle(marker), "is a pickle"),
         "onnx": (models.classifier_onnx().truncated(), "the onnx model does not load"),
-        "ubj": (models.classifier_xgboost(1, "ubj").truncated(), "the xgboost model does not load"),
+        "ubj": (models.classifier_xgboost(1, "ubj").truncated(), "the model is damaged: cut short"),
         "json": (models.classifier_xgboost().truncated(), "the xgboost model does not load"),
         "text": (models.classifier_lightgbm().truncated(), "cut short"),
         "skops": (models.classifier_skops().truncated(), "the sklearn model does not load"),

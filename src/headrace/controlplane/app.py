@@ -12,28 +12,25 @@ from litestar.openapi.spec import Components, SecurityScheme
 from headrace import __version__
 from headrace.controlplane import problems
 from headrace.controlplane.platform import Platform
-from headrace.controlplane.ports import Telemetry
 from headrace.controlplane.routes import HANDLERS
 from headrace.core.errors import HeadraceError
 
 BODY_MAX = 1 << 20
 
 
-def create_app(platform: Platform, telemetry: Telemetry, artifact_max_bytes: int) -> Litestar:
+def create_app(platform: Platform, artifact_max_bytes: int) -> Litestar:
     """The API over a platform.
 
     Args:
         platform: the use cases.
-        telemetry: of /metrics and /api/v1/status.
         artifact_max_bytes: largest artifact; other bodies may have 1 MiB.
     """
     return Litestar(
         route_handlers=HANDLERS,
         dependencies={
             "platform": Provide(lambda: platform, sync_to_thread=False),
-            "telemetry": Provide(lambda: telemetry, sync_to_thread=False),
         },
-        signature_namespace={"Platform": Platform, "Telemetry": Telemetry},
+        signature_namespace={"Platform": Platform},
         exception_handlers={
             HeadraceError: problems.of_ours,
             HTTPException: problems.of_http,

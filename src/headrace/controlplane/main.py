@@ -77,14 +77,16 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     publisher = Publisher(store, hub, fleet, spec.anonymous_tenant)
     manager = Manager(store, fleet, publisher, artifacts, spec.replica_folder, spec.control, spec.drain_s)
     examiner = Examiner()
-    platform = Platform(store, artifacts, examiner, publisher, Woken(fleet, manager), lambda: manager.standings)
+    platform = Platform(
+        store, artifacts, examiner, publisher, Woken(fleet, manager), metrics, lambda: manager.standings
+    )
     commands = Commands(platform)
     metrics.hub = hub
     await fleet.open()  # nothing is published before it is known what runs
     await hub.listen(spec.control.removeprefix("unix:"))
     await manager.tick()
     managing = loop.create_task(manager.run())
-    app = create_app(platform, metrics, spec.artifact_max_bytes)
+    app = create_app(platform, spec.artifact_max_bytes)
     config = uvicorn.Config(app, spec.host, spec.port, log_config=None, access_log=False, lifespan="on")
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]

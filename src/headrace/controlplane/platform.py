@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from headrace.controlplane import accounts, changes
 from headrace.controlplane.accounts import TenantRow
 from headrace.controlplane.changes import Record
-from headrace.controlplane.ports import Fleet, Routing
+from headrace.controlplane.ports import Fleet, Routing, Telemetry
 from headrace.controlplane.store import Store
 from headrace.core.database import now
 from headrace.core.errors import (
@@ -83,6 +83,7 @@ class Platform:
         examiner: Examiner,
         routing: Routing,
         fleet: Fleet,
+        telemetry: Telemetry,
         standings: Callable[[], dict[Target, Standing]],
     ) -> None:
         self.store = store
@@ -90,6 +91,7 @@ class Platform:
         self.examiner = examiner
         self.routing = routing
         self.fleet = fleet
+        self.telemetry = telemetry
         self.standings = standings
 
     # ------------------------------------------------------------------------------------------------ who and what

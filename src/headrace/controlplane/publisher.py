@@ -76,7 +76,7 @@ class Publisher:
                     mine.set_exception(error)
                     mine.exception()  # seen here, even when nobody joined
                 raise
-            return mine.result()
+            return self._current.epoch
         joined: int = await asyncio.shield(self._waiting)
         return joined
 

@@ -14,7 +14,6 @@ from headrace import __version__
 from headrace.controlplane import accounts, changes, views
 from headrace.controlplane.changes import Record
 from headrace.controlplane.platform import Platform, Request, check_range
-from headrace.controlplane.ports import Telemetry
 from headrace.core import resources as r
 from headrace.core.errors import Conflict, InvalidInput, NotFound
 from headrace.core.names import check_name, parse_reference
@@ -28,29 +27,29 @@ Limit = Annotated[int, Parameter(ge=1, le=LIMIT_MAX, description="Most items on 
 Cursor = Annotated[str | None, Parameter(description="`next` of the page before.")]
 
 
-async def context(http: Http[Any, Any, Any], platform: Platform, tenant: str | None, reason: str | None) -> Request:
+async def context(request: Http[Any, Any, Any], platform: Platform, tenant: str | None, reason: str | None) -> Request:
     """Who asks, and for whom."""
-    principal = await platform.authenticate(http.headers.get("authorization"))
-    return Request(principal, tenant, reason, http.headers.get("idempotency-key"))
+    principal = await platform.authenticate(request.headers.get("authorization"))
+    return Request(principal, tenant, reason, request.headers.get("idempotency-key"))
 
 
-def reach(c: Connection, request: Request) -> list[accounts.TenantRow]:
+def reach(c: Connection, asked: Request) -> list[accounts.TenantRow]:
     """The tenants whose resources a list shows: the one named, all for an admin, else the caller's own."""
-    if request.tenant is None and request.principal.role == "admin":
+    if asked.tenant is None and asked.principal.role == "admin":
         return accounts.list_tenants(c)
-    return [Platform.tenant(c, request)]
+    return [Platform.tenant(c, asked)]
 
 
 # ---------------------------------------------------------------------------------------------------- status
 @get("/api/v1/status", summary="The platform at a glance")
-async def status(http: Http[Any, Any, Any], platform: Platform, telemetry: Telemetry) -> r.Status:
+async def status(request: Http[Any, Any, Any], platform: Platform) -> r.Status:
     """Routers, models with rates of the last 10 s, deployments."""
-    request = await context(http, platform, None, None)
-    measured = telemetry.models()
+    asked = await context(request, platform, None, None)
+    measured = platform.telemetry.models()
     statuses, standings = platform.fleet.statuses(), platform.standings()
 
     def read(c: Connection) -> tuple[list[r.Model], list[r.Deployment]]:
-        tenants = reach(c, request)
+        tenants = reach(c, asked)
         return views.models(c, tenants), views.deployments(c, tenants, statuses, standings)
 
     models, deployments = await platform.store.run(read)
@@ -61,24 +60,24 @@ async def status(http: Http[Any, Any, Any], platform: Platform, telemetry: Telem
         row.serving = model.serving
         row.ready_replicas = sum(d.ready for d in deployments if (d.tenant, d.model) == (model.tenant, model.name))
         rows.append(row)
-    routers = telemetry.routers()
+    routers = platform.telemetry.routers()
     epoch = max([router.epoch for router in routers], default=0)
     return r.Status(__version__, time.monotonic() - STARTED, epoch, routers, rows, deployments)
 
 
 # ---------------------------------------------------------------------------------------------------- tenants, keys
 @get("/api/v1/tenants", summary="List tenants")
-async def list_tenants(http: Http[Any, Any, Any], platform: Platform) -> r.Page[r.Tenant]:
+async def list_tenants(request: Http[Any, Any, Any], platform: Platform) -> r.Page[r.Tenant]:
     """All tenants for an admin, else the caller's own."""
-    request = await context(http, platform, None, None)
-    return r.Page(await platform.store.run(lambda c: [t.resource() for t in reach(c, request)]))
+    asked = await context(request, platform, None, None)
+    return r.Page(await platform.store.run(lambda c: [t.resource() for t in reach(c, asked)]))
 
 
 @post("/api/v1/tenants", summary="Create a tenant")
-async def create_tenant(http: Http[Any, Any, Any], platform: Platform, data: r.TenantCreate) -> r.Outcome[r.Tenant]:
+async def create_tenant(request: Http[Any, Any, Any], platform: Platform, data: r.TenantCreate) -> r.Outcome[r.Tenant]:
     """Admin."""
-    request = await context(http, platform, None, None)
-    request.principal.need("admin")
+    asked = await context(request, platform, None, None)
+    asked.principal.need("admin")
     check_name(data.name)
     check_quota(data.quota)
 
@@ -88,7 +87,7 @@ async def create_tenant(http: Http[Any, Any, Any], platform: Platform, data: r.T
         accounts.create_tenant(c, data.name, data.quota)
         return Record("tenant.create", data.name, data.name, None, {"name": data.name})
 
-    change = await platform.mutate(request, "tenant.create", data.name, work)
+    change = await platform.mutate(asked, "tenant.create", data.name, work)
     return r.Outcome(await platform.store.run(lambda c: named(c, data.name).resource()), change)
 
 
@@ -109,19 +108,19 @@ def check_quota(quota: r.Quota) -> None:
 
 
 @get("/api/v1/tenants/{name:str}", summary="Show a tenant")
-async def show_tenant(http: Http[Any, Any, Any], platform: Platform, name: str) -> r.Tenant:
+async def show_tenant(request: Http[Any, Any, Any], platform: Platform, name: str) -> r.Tenant:
     """The caller's own, or any for an admin."""
-    request = await context(http, platform, name, None)
-    return await platform.store.run(lambda c: Platform.tenant(c, request).resource())
+    asked = await context(request, platform, name, None)
+    return await platform.store.run(lambda c: Platform.tenant(c, asked).resource())
 
 
 @patch("/api/v1/tenants/{name:str}", summary="Change a tenant's quota or state")
 async def update_tenant(
-    http: Http[Any, Any, Any], platform: Platform, name: str, data: r.TenantUpdate
+    request: Http[Any, Any, Any], platform: Platform, name: str, data: r.TenantUpdate
 ) -> r.Outcome[r.Tenant]:
     """Admin."""
-    request = await context(http, platform, None, data.reason)
-    request.principal.need("admin")
+    asked = await context(request, platform, None, data.reason)
+    asked.principal.need("admin")
 
     def work(c: Connection) -> Record:
         before = named(c, name).resource()
@@ -132,56 +131,56 @@ async def update_tenant(
         )
         check_quota(quota)
         values = {"rate_per_s": quota.rate_per_s, "burst": quota.burst, "max_in_flight": quota.max_in_flight}
-        after = {**values, "state": data.state or before.state}
+        after: dict[str, object] = {**values, "state": data.state or before.state}
         accounts.update_tenant(c, name, after)
         old = before.quota
         shown = {"rate_per_s": old.rate_per_s, "burst": old.burst, "max_in_flight": old.max_in_flight}
         undo = f"headrace tenants update {name} --rate {old.rate_per_s:g} --burst {old.burst:g}"
         return Record("tenant.update", name, name, {**shown, "state": before.state}, after, undo)
 
-    change = await platform.mutate(request, "tenant.update", name, work)
+    change = await platform.mutate(asked, "tenant.update", name, work)
     return r.Outcome(await platform.store.run(lambda c: named(c, name).resource()), change)
 
 
 @get("/api/v1/keys", summary="List API keys")
-async def list_keys(http: Http[Any, Any, Any], platform: Platform, tenant: Tenant = None) -> r.Page[r.Key]:
+async def list_keys(request: Http[Any, Any, Any], platform: Platform, tenant: Tenant = None) -> r.Page[r.Key]:
     """Admin; never their secrets."""
-    request = await context(http, platform, tenant, None)
-    request.principal.need("admin")
+    asked = await context(request, platform, tenant, None)
+    asked.principal.need("admin")
 
     def read(c: Connection) -> list[r.Key]:
-        names = {t.index: t.name for t in reach(c, request)}
+        names = {t.index: t.name for t in reach(c, asked)}
         return [key.resource(names[key.tenant]) for key in accounts.list_keys(c) if key.tenant in names]
 
     return r.Page(await platform.store.run(read))
 
 
 @post("/api/v1/keys", summary="Create an API key")
-async def create_key(http: Http[Any, Any, Any], platform: Platform, data: r.KeyCreate) -> r.Outcome[r.KeyCreated]:
+async def create_key(request: Http[Any, Any, Any], platform: Platform, data: r.KeyCreate) -> r.Outcome[r.KeyCreated]:
     """Admin. The reply is the only place where the key's text is ever shown, so this is not replayed."""
-    request = await context(http, platform, data.tenant, None)
-    request.principal.need("admin")
+    asked = await context(request, platform, data.tenant, None)
+    asked.principal.need("admin")
     if len(data.label) > 200:
         raise InvalidInput("label: longer than 200 characters", field="label")
     made: list[r.KeyCreated] = []
 
     def work(c: Connection) -> Record:
-        tenant = Platform.tenant(c, request)
+        tenant = Platform.tenant(c, asked)
         row, text = accounts.create_key(c, tenant.index, data.role, data.label)
         made.append(r.KeyCreated(row.resource(tenant.name), text))
         after = {"id": row.id, "role": row.role}
         return Record("key.create", tenant.name, row.id, None, after, f"headrace keys revoke {row.id}")
 
-    once = Request(request.principal, request.tenant)
+    once = Request(asked.principal, asked.tenant)
     change = await platform.mutate(once, "key.create", "", work)
     return r.Outcome(made[0], change)
 
 
 @delete("/api/v1/keys/{id_:str}", status_code=200, summary="Revoke an API key")
-async def revoke_key(http: Http[Any, Any, Any], platform: Platform, id_: str) -> r.Outcome[r.Key]:
+async def revoke_key(request: Http[Any, Any, Any], platform: Platform, id_: str) -> r.Outcome[r.Key]:
     """Admin. In effect on every router when this answers with `effective`."""
-    request = await context(http, platform, None, None)
-    request.principal.need("admin")
+    asked = await context(request, platform, None, None)
+    asked.principal.need("admin")
 
     def find(c: Connection) -> r.Key:
         row = accounts.find_key(c, id_)
@@ -190,21 +189,21 @@ async def revoke_key(http: Http[Any, Any, Any], platform: Platform, id_: str) ->
         return row.resource(next(t.name for t in accounts.list_tenants(c) if t.index == row.tenant))
 
     def work(c: Connection) -> Record:
-        if id_ == request.principal.key:
+        if id_ == asked.principal.key:
             raise Conflict("a key cannot revoke itself", field="id")
         key = find(c)
         accounts.revoke_key(c, id_)
         return Record("key.revoke", key.tenant, id_, {"state": key.state}, {"state": "revoked"})
 
-    change = await platform.mutate(request, "key.revoke", id_, work)
+    change = await platform.mutate(asked, "key.revoke", id_, work)
     return r.Outcome(await platform.store.run(find), change)
 
 
 # ---------------------------------------------------------------------------------------------------- registry
 @head("/api/v1/artifacts/{digest:str}", summary="Is an artifact stored?")
-async def has_artifact(http: Http[Any, Any, Any], platform: Platform, digest: str) -> Response[None]:
+async def has_artifact(request: Http[Any, Any, Any], platform: Platform, digest: str) -> Response[None]:
     """200 with its size, or 404."""
-    await context(http, platform, None, None)
+    await context(request, platform, None, None)
     size = platform.artifacts.size(digest)
     if size is None:
         raise NotFound("digest: no such artifact", field="digest")
@@ -212,11 +211,11 @@ async def has_artifact(http: Http[Any, Any, Any], platform: Platform, digest: st
 
 
 @put("/api/v1/artifacts/{digest:str}", summary="Store an artifact")
-async def put_artifact(http: Http[Any, Any, Any], platform: Platform, digest: str) -> r.Artifact:
+async def put_artifact(request: Http[Any, Any, Any], platform: Platform, digest: str) -> r.Artifact:
     """Developer. The body is the artifact's bytes, `digest` their SHA-256 in hex. Idempotent."""
-    (await context(http, platform, None, None)).principal.need("developer")
+    (await context(request, platform, None, None)).principal.need("developer")
     with platform.artifacts.put(digest) as upload:
-        async for chunk in http.stream():
+        async for chunk in request.stream():
             upload.write(chunk)
         upload.commit()
         return r.Artifact(digest, upload.size)
@@ -224,7 +223,7 @@ async def put_artifact(http: Http[Any, Any, Any], platform: Platform, digest: st
 
 @get("/api/v1/models", summary="List models")
 async def list_models(
-    http: Http[Any, Any, Any],
+    request: Http[Any, Any, Any],
     platform: Platform,
     tenant: Tenant = None,
     q: str | None = None,
@@ -232,8 +231,8 @@ async def list_models(
     cursor: Cursor = None,
 ) -> r.Page[r.Model]:
     """By tenant and name; `q` finds in name and description."""
-    request = await context(http, platform, tenant, None)
-    found = await platform.store.run(lambda c: views.models(c, reach(c, request)))
+    asked = await context(request, platform, tenant, None)
+    found = await platform.store.run(lambda c: views.models(c, reach(c, asked)))
     if q is not None:
         found = [m for m in found if q.lower() in m.name.lower() or q.lower() in m.description.lower()]
     if cursor is not None:
@@ -242,11 +241,11 @@ async def list_models(
     return r.Page(found[:limit], more)
 
 
-async def one_model(platform: Platform, request: Request, name: str) -> r.Model:
+async def one_model(platform: Platform, asked: Request, name: str) -> r.Model:
     """A model as the API shows it. Raises NotFound."""
 
     def read(c: Connection) -> r.Model:
-        tenant, row = platform.model(c, request, name)
+        tenant, row = platform.model(c, asked, name)
         names = {t.index: t.name for t in accounts.list_tenants(c)}
         granted = registry.list_grants(c).get(row.id, [])
         return views.model(row, tenant, names, granted, registry.latest_version(c, row.id), traffic.current(c, row.id))
@@ -255,52 +254,52 @@ async def one_model(platform: Platform, request: Request, name: str) -> r.Model:
 
 
 @get("/api/v1/models/{model:str}", summary="Show a model")
-async def show_model(http: Http[Any, Any, Any], platform: Platform, model: str, tenant: Tenant = None) -> r.Model:
+async def show_model(request: Http[Any, Any, Any], platform: Platform, model: str, tenant: Tenant = None) -> r.Model:
     """What it is and what serves."""
-    return await one_model(platform, await context(http, platform, tenant, None), model)
+    return await one_model(platform, await context(request, platform, tenant, None), model)
 
 
 @patch("/api/v1/models/{model:str}", summary="Change a model's settings")
 async def update_model(
-    http: Http[Any, Any, Any], platform: Platform, model: str, data: r.ModelUpdate, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Platform, model: str, data: r.ModelUpdate, tenant: Tenant = None
 ) -> r.Outcome[r.Model]:
     """Developer."""
-    request = await context(http, platform, tenant, data.reason)
-    request.principal.need("developer")
+    asked = await context(request, platform, tenant, data.reason)
+    asked.principal.need("developer")
     if data.timeout_s is not None and not 0 < data.timeout_s <= 3600:
         raise InvalidInput(f"timeout_s: {data.timeout_s}, expected more than 0 and at most 3600", field="timeout_s")
     if data.body_max_bytes is not None:
         check_range("body_max_bytes", data.body_max_bytes, 1, 1 << 30)
 
     def work(c: Connection) -> Record:
-        owner, row = platform.model(c, request, model)
+        owner, row = platform.model(c, asked, model)
         registry.update_model(c, row.id, data)
         given = {f: getattr(data, f) for f in data.__struct_fields__ if getattr(data, f) is not None and f != "reason"}
         return Record("model.update", owner.name, model, {f: getattr(row, f) for f in given}, given)
 
-    change = await platform.mutate(request, "model.update", model, work)
-    return r.Outcome(await one_model(platform, request, model), change)
+    change = await platform.mutate(asked, "model.update", model, work)
+    return r.Outcome(await one_model(platform, asked, model), change)
 
 
 @get("/api/v1/models/{model:str}/versions", summary="List a model's versions")
 async def list_versions(
-    http: Http[Any, Any, Any], platform: Platform, model: str, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Platform, model: str, tenant: Tenant = None
 ) -> r.Page[r.Version]:
     """Oldest first."""
-    request = await context(http, platform, tenant, None)
+    asked = await context(request, platform, tenant, None)
 
     def read(c: Connection) -> list[r.Version]:
-        owner, row = platform.model(c, request, model)
+        owner, row = platform.model(c, asked, model)
         return [views.version(v, row.name, owner.name) for v in registry.list_versions(c, row.id)]
 
     return r.Page(await platform.store.run(read))
 
 
-async def one_version(platform: Platform, request: Request, model: str, number: int) -> r.Version:
+async def one_version(platform: Platform, asked: Request, model: str, number: int) -> r.Version:
     """A version as the API shows it. Raises NotFound."""
 
     def read(c: Connection) -> r.Version:
-        owner, row = platform.model(c, request, model)
+        owner, row = platform.model(c, asked, model)
         return views.version(platform.version(c, row, number), row.name, owner.name)
 
     return await platform.store.run(read)
@@ -308,67 +307,67 @@ async def one_version(platform: Platform, request: Request, model: str, number: 
 
 @get("/api/v1/models/{model:str}/versions/{number:int}", summary="Show a version")
 async def show_version(
-    http: Http[Any, Any, Any], platform: Platform, model: str, number: int, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Platform, model: str, number: int, tenant: Tenant = None
 ) -> r.Version:
     """Everything that it is; it never changes."""
-    return await one_version(platform, await context(http, platform, tenant, None), model, number)
+    return await one_version(platform, await context(request, platform, tenant, None), model, number)
 
 
 @post("/api/v1/models/{model:str}/versions", summary="Register a version")
 async def register(
-    http: Http[Any, Any, Any], platform: Platform, model: str, data: r.VersionCreate, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Platform, model: str, data: r.VersionCreate, tenant: Tenant = None
 ) -> r.Outcome[r.Version]:
     """Developer. The artifact is examined in a process of its own before anything is stored."""
-    request = await context(http, platform, tenant, None)
-    number, change = await platform.register(request, model, data)
-    return r.Outcome(await one_version(platform, request, model, number), change)
+    asked = await context(request, platform, tenant, None)
+    number, change = await platform.register(asked, model, data)
+    return r.Outcome(await one_version(platform, asked, model, number), change)
 
 
 @put("/api/v1/models/{model:str}/grants/{to:str}", summary="Let another tenant call a model")
 async def grant(
-    http: Http[Any, Any, Any], platform: Platform, model: str, to: str, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Platform, model: str, to: str, tenant: Tenant = None
 ) -> r.Outcome[r.Model]:
     """Operator of the owning tenant."""
-    request = await context(http, platform, tenant, None)
-    request.principal.need("operator")
+    asked = await context(request, platform, tenant, None)
+    asked.principal.need("operator")
 
     def work(c: Connection) -> Record:
-        owner, row = platform.model(c, request, model)
+        owner, row = platform.model(c, asked, model)
         registry.grant(c, row.id, named(c, to).index)
         return Record("model.grant", owner.name, model, None, {"tenant": to})
 
-    change = await platform.mutate(request, "model.grant", f"{model} {to}", work)
-    return r.Outcome(await one_model(platform, request, model), change)
+    change = await platform.mutate(asked, "model.grant", f"{model} {to}", work)
+    return r.Outcome(await one_model(platform, asked, model), change)
 
 
 @delete("/api/v1/models/{model:str}/grants/{to:str}", status_code=200, summary="Take a grant back")
 async def revoke_grant(
-    http: Http[Any, Any, Any], platform: Platform, model: str, to: str, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Platform, model: str, to: str, tenant: Tenant = None
 ) -> r.Outcome[r.Model]:
     """Operator of the owning tenant."""
-    request = await context(http, platform, tenant, None)
-    request.principal.need("operator")
+    asked = await context(request, platform, tenant, None)
+    asked.principal.need("operator")
 
     def work(c: Connection) -> Record:
-        owner, row = platform.model(c, request, model)
+        owner, row = platform.model(c, asked, model)
         if not registry.revoke_grant(c, row.id, named(c, to).index):
             raise NotFound(f"model {model!r} is not granted to {to!r}", field="tenant")
         return Record("model.revoke", owner.name, model, {"tenant": to}, None)
 
-    change = await platform.mutate(request, "model.revoke", f"{model} {to}", work)
-    return r.Outcome(await one_model(platform, request, model), change)
+    change = await platform.mutate(asked, "model.revoke", f"{model} {to}", work)
+    return r.Outcome(await one_model(platform, asked, model), change)
 
 
 # ---------------------------------------------------------------------------------------------------- deployments
-async def some_deployments(platform: Platform, request: Request) -> list[r.Deployment]:
+async def some_deployments(platform: Platform, asked: Request) -> list[r.Deployment]:
     """The deployments that the caller sees."""
     statuses, standings = platform.fleet.statuses(), platform.standings()
-    return await platform.store.run(lambda c: views.deployments(c, reach(c, request), statuses, standings))
+    return await platform.store.run(lambda c: views.deployments(c, reach(c, asked), statuses, standings))
 
 
-async def one_deployment(platform: Platform, request: Request, model: str, version: int) -> r.Deployment:
+async def one_deployment(platform: Platform, asked: Request, model: str, version: int) -> r.Deployment:
     """A deployment. Raises NotFound."""
-    mine = Request(request.principal, request.tenant or request.principal.tenant.name)
+    mine = Request(asked.principal, asked.tenant or asked.principal.tenant.name)
     for found in await some_deployments(platform, mine):
         if (found.model, found.version) == (model, version):
             return found
@@ -386,57 +385,57 @@ def split_reference(text: str) -> tuple[str, int]:
 
 @get("/api/v1/deployments", summary="List deployments")
 async def list_deployments(
-    http: Http[Any, Any, Any], platform: Platform, model: str | None = None, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Platform, model: str | None = None, tenant: Tenant = None
 ) -> r.Page[r.Deployment]:
     """Oldest first."""
-    found = await some_deployments(platform, await context(http, platform, tenant, None))
+    found = await some_deployments(platform, await context(request, platform, tenant, None))
     return r.Page([d for d in found if model in (None, d.model)])
 
 
 @post("/api/v1/deployments", summary="Deploy a version")
-async def deploy(http: Http[Any, Any, Any], platform: Platform, data: r.DeploymentCreate) -> r.Outcome[r.Deployment]:
+async def deploy(request: Http[Any, Any, Any], platform: Platform, data: r.DeploymentCreate) -> r.Outcome[r.Deployment]:
     """Operator. Returns at once; GET tells how far it is."""
-    request = await context(http, platform, data.tenant, data.reason)
-    model, version, change = await platform.deploy(request, data)
-    return r.Outcome(await one_deployment(platform, request, model, version), change)
+    asked = await context(request, platform, data.tenant, data.reason)
+    model, version, change = await platform.deploy(asked, data)
+    return r.Outcome(await one_deployment(platform, asked, model, version), change)
 
 
 @get("/api/v1/deployments/{reference:str}", summary="Show a deployment")
 async def show_deployment(
-    http: Http[Any, Any, Any], platform: Platform, reference: str, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Platform, reference: str, tenant: Tenant = None
 ) -> r.Deployment:
     """``churn@4``."""
-    return await one_deployment(platform, await context(http, platform, tenant, None), *split_reference(reference))
+    return await one_deployment(platform, await context(request, platform, tenant, None), *split_reference(reference))
 
 
 @patch("/api/v1/deployments/{reference:str}", summary="Scale a deployment")
 async def scale(
-    http: Http[Any, Any, Any], platform: Platform, reference: str, data: r.DeploymentUpdate, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Platform, reference: str, data: r.DeploymentUpdate, tenant: Tenant = None
 ) -> r.Outcome[r.Deployment]:
     """Operator."""
-    request = await context(http, platform, tenant, data.reason)
+    asked = await context(request, platform, tenant, data.reason)
     model, version = split_reference(reference)
-    change = await platform.scale(request, model, version, data.replicas)
-    return r.Outcome(await one_deployment(platform, request, model, version), change)
+    change = await platform.scale(asked, model, version, data.replicas)
+    return r.Outcome(await one_deployment(platform, asked, model, version), change)
 
 
 @delete("/api/v1/deployments/{reference:str}", status_code=200, summary="Undeploy a version")
 async def undeploy(
-    http: Http[Any, Any, Any], platform: Platform, reference: str, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Platform, reference: str, tenant: Tenant = None
 ) -> r.Outcome[r.Deployment]:
     """Operator. The result is what it was."""
-    request = await context(http, platform, tenant, None)
+    asked = await context(request, platform, tenant, None)
     model, version = split_reference(reference)
-    was = await one_deployment(platform, request, model, version)
-    return r.Outcome(was, await platform.undeploy(request, model, version))
+    was = await one_deployment(platform, asked, model, version)
+    return r.Outcome(was, await platform.undeploy(asked, model, version))
 
 
 # ---------------------------------------------------------------------------------------------------- traffic
-async def one_policy(platform: Platform, request: Request, model: str) -> r.Traffic:
+async def one_policy(platform: Platform, asked: Request, model: str) -> r.Traffic:
     """A model's policy. Raises NotFound."""
 
     def read(c: Connection) -> r.Traffic:
-        owner, row = platform.model(c, request, model)
+        owner, row = platform.model(c, asked, model)
         return views.policy(c, row, owner.name)
 
     return await platform.store.run(read)
@@ -444,40 +443,40 @@ async def one_policy(platform: Platform, request: Request, model: str) -> r.Traf
 
 @get("/api/v1/models/{model:str}/traffic", summary="Show a model's traffic policy")
 async def show_traffic(
-    http: Http[Any, Any, Any], platform: Platform, model: str, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Platform, model: str, tenant: Tenant = None
 ) -> Response[r.Traffic]:
     """Its epoch is the ETag."""
-    policy = await one_policy(platform, await context(http, platform, tenant, None), model)
+    policy = await one_policy(platform, await context(request, platform, tenant, None), model)
     return Response(policy, headers={"etag": f'"{policy.epoch}"'})
 
 
 @put("/api/v1/models/{model:str}/traffic", summary="Split a model's traffic")
 async def set_traffic(
-    http: Http[Any, Any, Any], platform: Platform, model: str, data: r.TrafficUpdate, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Platform, model: str, data: r.TrafficUpdate, tenant: Tenant = None
 ) -> r.Outcome[r.Traffic]:
     """Operator. Answers when all routers serve by it (`effective`), or after 2 s."""
-    request = await context(http, platform, tenant, data.reason)
-    expected = http.headers.get("if-match", "").strip('" ')
+    asked = await context(request, platform, tenant, data.reason)
+    expected = request.headers.get("if-match", "").strip('" ')
     if expected and expected != "*" and not expected.isdigit():
         raise InvalidInput(f"If-Match: {expected!r} is no epoch", field="if-match")
     epoch = int(expected) if expected.isdigit() else None
-    change = await platform.set_weights(request, model, data, epoch)
-    return r.Outcome(await one_policy(platform, request, model), change)
+    change = await platform.set_weights(asked, model, data, epoch)
+    return r.Outcome(await one_policy(platform, asked, model), change)
 
 
 @post("/api/v1/models/{model:str}/rollback", status_code=200, summary="Roll the traffic back")
 async def rollback(
-    http: Http[Any, Any, Any], platform: Platform, model: str, data: r.Reason | None = None, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Platform, model: str, data: r.Reason | None = None, tenant: Tenant = None
 ) -> r.Outcome[r.Traffic]:
     """Operator. Puts back the split before the one in force; again: puts that one back."""
-    request = await context(http, platform, tenant, data.reason if data is not None else None)
-    change = await platform.rollback(request, model)
-    return r.Outcome(await one_policy(platform, request, model), change)
+    asked = await context(request, platform, tenant, data.reason if data is not None else None)
+    change = await platform.rollback(asked, model)
+    return r.Outcome(await one_policy(platform, asked, model), change)
 
 
 @put("/api/v1/models/{model:str}/traffic/overrides/{pinned:str}", summary="Pin a tenant to a version")
 async def pin(
-    http: Http[Any, Any, Any],
+    request: Http[Any, Any, Any],
     platform: Platform,
     model: str,
     pinned: str,
@@ -485,30 +484,30 @@ async def pin(
     tenant: Tenant = None,
 ) -> r.Outcome[r.Traffic]:
     """Operator. Comes before the split."""
-    request = await context(http, platform, tenant, data.reason)
-    change = await platform.pin(request, model, pinned, data.version)
-    return r.Outcome(await one_policy(platform, request, model), change)
+    asked = await context(request, platform, tenant, data.reason)
+    change = await platform.pin(asked, model, pinned, data.version)
+    return r.Outcome(await one_policy(platform, asked, model), change)
 
 
 @delete("/api/v1/models/{model:str}/traffic/overrides/{pinned:str}", status_code=200, summary="Unpin a tenant")
 async def unpin(
-    http: Http[Any, Any, Any], platform: Platform, model: str, pinned: str, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Platform, model: str, pinned: str, tenant: Tenant = None
 ) -> r.Outcome[r.Traffic]:
     """Operator."""
-    request = await context(http, platform, tenant, None)
-    change = await platform.pin(request, model, pinned, None)
-    return r.Outcome(await one_policy(platform, request, model), change)
+    asked = await context(request, platform, tenant, None)
+    change = await platform.pin(asked, model, pinned, None)
+    return r.Outcome(await one_policy(platform, asked, model), change)
 
 
 @get("/api/v1/models/{model:str}/traffic/history", summary="Every routing change of a model")
 async def traffic_history(
-    http: Http[Any, Any, Any], platform: Platform, model: str, tenant: Tenant = None, limit: Limit = 100
+    request: Http[Any, Any, Any], platform: Platform, model: str, tenant: Tenant = None, limit: Limit = 100
 ) -> r.Page[r.Change]:
     """Who, when, from, to; newest first."""
-    request = await context(http, platform, tenant, None)
+    asked = await context(request, platform, tenant, None)
 
     def read(c: Connection) -> list[r.Change]:
-        owner, _ = platform.model(c, request, model)
+        owner, _ = platform.model(c, asked, model)
         found = changes.page(c, owner.name, model, None, None, LIMIT_MAX)
         return [change for change in found if change.action.startswith("traffic.")][:limit]
 
@@ -517,7 +516,7 @@ async def traffic_history(
 
 @get("/api/v1/changes", summary="The audit")
 async def list_changes(
-    http: Http[Any, Any, Any],
+    request: Http[Any, Any, Any],
     platform: Platform,
     model: str | None = None,
     since: str | None = None,
@@ -526,14 +525,14 @@ async def list_changes(
     cursor: Cursor = None,
 ) -> r.Page[r.Change]:
     """Newest first; an admin sees all tenants'."""
-    request = await context(http, platform, tenant, None)
+    asked = await context(request, platform, tenant, None)
     if cursor is not None and not (cursor.isascii() and cursor.isdigit()):
         raise InvalidInput(f"cursor: {cursor!r} is none of ours", field="cursor")
     before = int(cursor) if cursor is not None else None
 
     def read(c: Connection) -> list[r.Change]:
-        reached = reach(c, request)
-        name = reached[0].name if request.tenant is not None or request.principal.role != "admin" else None
+        reached = reach(c, asked)
+        name = reached[0].name if asked.tenant is not None or asked.principal.role != "admin" else None
         return changes.page(c, name, model, since, before, limit + 1)
 
     found = await platform.store.run(read)
@@ -542,9 +541,9 @@ async def list_changes(
 
 # ---------------------------------------------------------------------------------------------------- the rest
 @get("/metrics", media_type="text/plain; version=0.0.4", include_in_schema=False)
-async def metrics(telemetry: Telemetry) -> bytes:
+async def metrics(platform: Platform) -> bytes:
     """Prometheus exposition."""
-    return telemetry.prometheus()
+    return platform.telemetry.prometheus()
 
 
 @get("/healthz", include_in_schema=False)

@@ -28,8 +28,9 @@ class LightgbmEngine:
                 field="digest",
                 hint="save it with booster.save_model('model.txt'), or push a pickle to the sklearn engine",
             )
-        if b"\nend of trees" not in text:  # the library's own parser may crash on it
-            raise Unprocessable("the LightGBM model is cut short: its trees have no end", field="digest")
+        for start, end in ((b"tree", b"\nend of trees\n"), (b"\nparameters:", b"\nend of parameters\n")):
+            if start in text and end not in text:  # the library's own parser crashes on some of these
+                raise Unprocessable(f"the LightGBM model is cut short: no {end.decode().strip()!r}", field="digest")
         objective = _objective(text)
         self._threads = threads
         self._booster = lgb.Booster(model_str=text.decode())

@@ -18,6 +18,7 @@ from headrace.core.specs import EngineOptions
 from headrace.server.engines.artifact import head
 from headrace.server.engines.port import Array
 from headrace.server.engines.tensors import both_classes, conform, settle, spec_of
+from headrace.server.engines.ubjson import check_whole
 
 
 class XgboostEngine:
@@ -33,7 +34,10 @@ class XgboostEngine:
                 hint="save it with model.save_model('model.ubj'), or push a pickle to the sklearn engine",
             )
         self._booster = booster = xgb.Booster({"nthread": threads, "verbosity": 0})
-        booster.load_model(bytearray(path.read_bytes()))  # a buffer's format goes by content, a file's by extension
+        content = path.read_bytes()
+        if content[1:2] in b"LilUI":  # the length of the first key: UBJSON
+            check_whole(content)
+        booster.load_model(bytearray(content))  # a buffer's format goes by content, a file's by extension
         booster.set_param({"nthread": threads, "verbosity": 0})
         learner = json.loads(booster.save_config())["learner"]
         objective = learner["objective"]["name"]

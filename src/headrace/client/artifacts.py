@@ -1,0 +1,95 @@
+"""Objects and files as artifacts: bytes on disk, a name that tells the format, and how to run them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace.core.errors import InvalidInput
+from headrace.core.resources import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """An artifact ready to send. `temporary` files are the sender's to remove."""
+
+    path: Path
+    file_name: str
+    digest: str
+    engine: Engine | None = None
+    trust: bool = False
+    temporary: bool = False
+
+
+def pack(model: object) -> Packed:
+    """An artifact out of a path, bytes of ONNX, or an object.
+
+    scikit-learn estimators become skops files, XGBoost and LightGBM models their own formats, ONNX models ONNX; any
+    other object or function is pickled with its code and trusted, since its maker sends it.
+
+    Raises:
+        InvalidInput: there is no such file.
+    """
+    if isinstance(model, str | os.PathLike):
+        return _from_path(Path(model))
+    fd, name = tempfile.mkstemp(prefix="headrace-artifact-")
+    os.close(fd)
+    path = Path(name)
+    file_name, engine, trust = _write(model, path)
+    return Packed(path, file_name, digest_of(path), engine, trust, True)
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _from_path(path: Path) -> Packed:
+    if path.is_dir():
+        fd, name = tempfile.mkstemp(prefix="headrace-artifact-", suffix=".tar")
+        with os.fdopen(fd, "wb") as file, tarfile.open(fileobj=file, mode="w") as archive:
+            # The same folder must give the same bytes: names sorted, owners and times left out.
+            for item in sorted(path.rglob("*")):
+                if item.is_file() and "__pycache__" not in item.parts:
+                    info = archive.gettarinfo(item, str(item.relative_to(path)))
+                    info.mtime = info.uid = info.gid = 0
+                    info.uname = info.gname = ""
+                    with item.open("rb") as source:
+                        archive.addfile(info, source)
+        return Packed(Path(name), f"{path.name}.tar", digest_of(Path(name)), "python", False, True)
+    if not path.exists():
+        raise InvalidInput(f"path: {path} does not exist", field="path")
+    return Packed(path, path.name, digest_of(path))
+
+
+def _write(model: object, path: Path) -> tuple[str, Engine, bool]:
+    """Write an object; returns file name, engine, and whether it must be trusted."""
+    if isinstance(model, bytes):
+        path.write_bytes(model)
+        return "model.onnx", "onnx", False
+    modules = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
+    if "onnx" in modules and hasattr(model, "SerializeToString"):
+        path.write_bytes(model.SerializeToString())
+        return "model.onnx", "onnx", False
+    if "xgboost" in modules:
+        booster = model.get_booster() if hasattr(model, "get_booster") else model
+        path.write_bytes(booster.save_raw("ubj"))  # type: ignore[attr-defined]
+        return "model.ubj", "xgboost", False
+    if "lightgbm" in modules:
+        booster = getattr(model, "booster_", model)
+        path.write_text(booster.model_to_string())  # type: ignore[attr-defined]
+        return "model.txt", "lightgbm", False
+    if "sklearn" in modules:
+        import skops.io  # the one library that writes it; not needed by any other object
+
+        skops.io.dump(model, path)
+        return "model.skops", "sklearn", False
+    import cloudpickle
+
+    path.write_bytes(cloudpickle.dumps(model))
+    return "model.pkl", "python", True

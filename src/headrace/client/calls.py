@@ -1,0 +1,206 @@
+"""Requests and replies as values: what the sync and the async client share. No I/O."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from headrace.core import resources as r
+from headrace.core.errors import BY_CODE, HeadraceError, PlatformFault
+from headrace.core.names import parse_reference
+from headrace.core.specs import EngineOptions
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request to the control plane and the type of its reply."""
+
+    method: str
+    path: str
+    reply: Any
+    body: msgspec.Struct | None = None
+    query: dict[str, str] = field(default_factory=dict)
+    key: str | None = None
+    """Idempotency key: makes it safe to send again."""
+
+
+def read(reply: Any, status: int, content: bytes) -> Any:
+    """A reply's body as its type. Raises the error that a problem document tells of."""
+    if status < 400:
+        return msgspec.json.decode(content, type=reply)
+    try:
+        problem = msgspec.json.decode(content, type=r.Problem)
+    except msgspec.DecodeError:
+        raise PlatformFault(f"the platform answered {status}") from None
+    raise BY_CODE.get(problem.code, HeadraceError)(problem.detail, field=problem.field, hint=problem.hint)
+
+
+def _query(**values: object) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def _mutation(method: str, path: str, reply: Any, body: msgspec.Struct | None = None, **query: object) -> Call[Any]:
+    return Call(method, path, reply, body, _query(**query), secrets.token_hex(16))
+
+
+def status() -> Call[r.Status]:
+    """The platform at a glance."""
+    return Call("GET", "/api/v1/status", r.Status)
+
+
+def list_models(tenant: str | None = None, q: str | None = None, cursor: str | None = None) -> Call[r.Page[r.Model]]:
+    """A page of models."""
+    return Call("GET", "/api/v1/models", r.Page[r.Model], query=_query(tenant=tenant, q=q, cursor=cursor, limit=1000))
+
+
+def show_model(model: str) -> Call[r.Model]:
+    """A model."""
+    ref = parse_reference(model)
+    return Call("GET", f"/api/v1/models/{ref.model}", r.Model, query=_query(tenant=ref.tenant))
+
+
+def list_versions(model: str) -> Call[r.Page[r.Version]]:
+    """A model's versions."""
+    ref = parse_reference(model)
+    return Call("GET", f"/api/v1/models/{ref.model}/versions", r.Page[r.Version], query=_query(tenant=ref.tenant))
+
+
+def register(
+    model: str,
+    digest: str,
+    file_name: str,
+    engine: r.Engine | None,
+    options: EngineOptions | None,
+    metrics: dict[str, float] | None,
+    tags: dict[str, str] | None,
+    description: str,
+) -> Call[r.Outcome[r.Version]]:
+    """Register a version of an artifact that was put."""
+    ref = parse_reference(model)
+    body = r.VersionCreate(digest, file_name, engine, None, options, metrics or {}, tags or {}, description)
+    return _mutation("POST", f"/api/v1/models/{ref.model}/versions", r.Outcome[r.Version], body, tenant=ref.tenant)
+
+
+def deploy(
+    reference: str, replicas: int, threads: int, traffic: float | None, reason: str | None
+) -> Call[r.Outcome[r.Deployment]]:
+    """Deploy a version."""
+    ref = parse_reference(reference)
+    body = r.DeploymentCreate(ref.model, ref.version, ref.tenant, replicas, threads, traffic, reason)
+    return _mutation("POST", "/api/v1/deployments", r.Outcome[r.Deployment], body)
+
+
+def list_deployments(model: str | None = None, tenant: str | None = None) -> Call[r.Page[r.Deployment]]:
+    """Deployments."""
+    return Call("GET", "/api/v1/deployments", r.Page[r.Deployment], query=_query(model=model, tenant=tenant))
+
+
+def _deployment_path(reference: str) -> tuple[str, str | None]:
+    ref = parse_reference(reference)
+    return f"/api/v1/deployments/{ref.model}@{ref.version}" if ref.version else f"/api/v1/deployments/{ref}", ref.tenant
+
+
+def show_deployment(reference: str) -> Call[r.Deployment]:
+    """A deployment."""
+    path, tenant = _deployment_path(reference)
+    return Call("GET", path, r.Deployment, query=_query(tenant=tenant))
+
+
+def scale(reference: str, replicas: int, reason: str | None = None) -> Call[r.Outcome[r.Deployment]]:
+    """Scale a deployment."""
+    path, tenant = _deployment_path(reference)
+    return _mutation("PATCH", path, r.Outcome[r.Deployment], r.DeploymentUpdate(replicas, reason), tenant=tenant)
+
+
+def undeploy(reference: str) -> Call[r.Outcome[r.Deployment]]:
+    """Undeploy a version."""
+    path, tenant = _deployment_path(reference)
+    return _mutation("DELETE", path, r.Outcome[r.Deployment], tenant=tenant)
+
+
+def show_traffic(model: str) -> Call[r.Traffic]:
+    """A traffic policy."""
+    ref = parse_reference(model)
+    return Call("GET", f"/api/v1/models/{ref.model}/traffic", r.Traffic, query=_query(tenant=ref.tenant))
+
+
+def set_traffic(model: str, weights: dict[str, float], reason: str | None = None) -> Call[r.Outcome[r.Traffic]]:
+    """Split the traffic."""
+    ref = parse_reference(model)
+    body = r.TrafficUpdate(weights, reason)
+    return _mutation("PUT", f"/api/v1/models/{ref.model}/traffic", r.Outcome[r.Traffic], body, tenant=ref.tenant)
+
+
+def rollback(model: str, reason: str | None = None) -> Call[r.Outcome[r.Traffic]]:
+    """Roll the traffic back."""
+    ref = parse_reference(model)
+    return _mutation(
+        "POST", f"/api/v1/models/{ref.model}/rollback", r.Outcome[r.Traffic], r.Reason(reason), tenant=ref.tenant
+    )
+
+
+def pin(model: str, pinned: str, version: int, reason: str | None = None) -> Call[r.Outcome[r.Traffic]]:
+    """Pin a tenant to a version."""
+    ref = parse_reference(model)
+    path = f"/api/v1/models/{ref.model}/traffic/overrides/{pinned}"
+    return _mutation("PUT", path, r.Outcome[r.Traffic], r.OverrideUpdate(version, reason), tenant=ref.tenant)
+
+
+def unpin(model: str, pinned: str) -> Call[r.Outcome[r.Traffic]]:
+    """Unpin a tenant."""
+    ref = parse_reference(model)
+    path = f"/api/v1/models/{ref.model}/traffic/overrides/{pinned}"
+    return _mutation("DELETE", path, r.Outcome[r.Traffic], tenant=ref.tenant)
+
+
+def traffic_history(model: str) -> Call[r.Page[r.Change]]:
+    """Every routing change of a model."""
+    ref = parse_reference(model)
+    path = f"/api/v1/models/{ref.model}/traffic/history"
+    return Call("GET", path, r.Page[r.Change], query=_query(tenant=ref.tenant))
+
+
+def list_changes(model: str | None = None, since: str | None = None, limit: int = 100) -> Call[r.Page[r.Change]]:
+    """The audit."""
+    return Call("GET", "/api/v1/changes", r.Page[r.Change], query=_query(model=model, since=since, limit=limit))
+
+
+def list_tenants() -> Call[r.Page[r.Tenant]]:
+    """Tenants."""
+    return Call("GET", "/api/v1/tenants", r.Page[r.Tenant])
+
+
+def create_tenant(name: str, quota: r.Quota) -> Call[r.Outcome[r.Tenant]]:
+    """Create a tenant."""
+    return _mutation("POST", "/api/v1/tenants", r.Outcome[r.Tenant], r.TenantCreate(name, quota))
+
+
+def update_tenant(name: str, change: r.TenantUpdate) -> Call[r.Outcome[r.Tenant]]:
+    """Change a tenant."""
+    return _mutation("PATCH", f"/api/v1/tenants/{name}", r.Outcome[r.Tenant], change)
+
+
+def list_keys(tenant: str | None = None) -> Call[r.Page[r.Key]]:
+    """Keys."""
+    return Call("GET", "/api/v1/keys", r.Page[r.Key], query=_query(tenant=tenant))
+
+
+def create_key(role: r.Role, tenant: str | None, label: str) -> Call[r.Outcome[r.KeyCreated]]:
+    """Create a key. Not replayed: its text is shown once."""
+    return Call("POST", "/api/v1/keys", r.Outcome[r.KeyCreated], r.KeyCreate(role, tenant, label))
+
+
+def revoke_key(id_: str) -> Call[r.Outcome[r.Key]]:
+    """Revoke a key."""
+    return _mutation("DELETE", f"/api/v1/keys/{id_}", r.Outcome[r.Key])
+
+
+def grant(model: str, to: str) -> Call[r.Outcome[r.Model]]:
+    """Let another tenant call a model."""
+    ref = parse_reference(model)
+    return _mutation("PUT", f"/api/v1/models/{ref.model}/grants/{to}", r.Outcome[r.Model], tenant=ref.tenant)
