@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
@@ -18,22 +17,21 @@ DISTINCT = 512
 """Different requests that a load cycles through."""
 
 
-def trees(path: Path, trees_count: int = 100) -> Path:
-    """XGBoost on scikit-learn's breast_cancer as ONNX: FP32 input ``x`` [-1, 30], output ``probabilities`` [-1, 2]
-    (and a label, which nobody computes here)."""
-    from onnxmltools import convert_xgboost
-    from onnxmltools.convert.common.data_types import FloatTensorType
+def trees(path: Path, build: str = "1") -> Path:
+    """100 trees of XGBoost on scikit-learn's breast_cancer as ONNX: FP32 input ``x`` [-1, 30], output
+    ``probabilities`` [-1, 2] (and a label, which nobody computes here). Builds differ in nothing but their digest."""
+    from onnxmltools import convert_xgboost  # type: ignore[import-untyped]
+    from onnxmltools.convert.common.data_types import FloatTensorType  # type: ignore[import-untyped]
     from sklearn.datasets import load_breast_cancer
     from xgboost import XGBClassifier
 
     features, target = load_breast_cancer(return_X_y=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        classifier = XGBClassifier(n_estimators=trees_count, max_depth=6, n_jobs=1)
+        classifier = XGBClassifier(n_estimators=100, max_depth=6, n_jobs=1)
         classifier.fit(features.astype(np.float32), target)
-        model = convert_xgboost(
-            classifier, initial_types=[("x", FloatTensorType([None, WIDTH]))], target_opset=15
-        )
+        model = convert_xgboost(classifier, initial_types=[("x", FloatTensorType([None, WIDTH]))], target_opset=15)
+    model.doc_string = f"build {build}"
     path.write_bytes(model.SerializeToString())
     return path
 

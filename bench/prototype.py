@@ -82,7 +82,8 @@ class Replica(Frames):
         asked = [(request, decode(payload).inputs) for request, payload in pending]
         batch = np.array([row for _, rows in asked for row in rows], np.float32)
         answers = self.run(["probabilities"], {"x": batch})[0].tolist()
-        out, at = [], 0
+        out: list[bytes] = []
+        at = 0
         for request, rows in asked:
             body = encode({"outputs": answers[at : at + len(rows)]})
             at += len(rows)

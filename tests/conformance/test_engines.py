@@ -17,6 +17,7 @@ from headrace.core.schema import DATATYPES, Signature, TensorSpec
 from headrace.core.specs import EngineOptions
 from headrace.server.engines.load import load, verify
 from headrace.server.engines.port import Engine, example
+from headrace.server.engines.ubjson import check_whole
 from tests import models
 from tests.models import Artifact
 
@@ -268,6 +269,25 @@ def test_truncated_artifacts_are_refused(name, open_engine, tmp_path):
     with pytest.raises(Unprocessable, match="damaged"):
         verify(path, artifact.digest)
     verify(path, broken.digest)
+
+
+def test_no_cut_of_an_xgboost_model_reaches_its_reader():
+    """It crashes the process on some of them."""
+    whole = models.as_booster(models.xgboost_regressor(), "ubj").content
+    check_whole(whole)
+    for end in (*range(1, 200), *range(200, len(whole), 37), *range(len(whole) - 50, len(whole))):
+        with pytest.raises(Unprocessable, match="damaged: cut short"):
+            check_whole(whole[:end])
+    with pytest.raises(Unprocessable, match="2 bytes follow its end"):
+        check_whole(whole + b"{}")
+    with pytest.raises(Unprocessable, match="nested deeper"):
+        check_whole(b"[" * 100_000)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9, 0.99, 0.995])
+def test_no_cut_of_a_lightgbm_model_reaches_its_reader(share, open_engine):
+    with pytest.raises(Unprocessable, match="cut short"):
+        open_engine(models.classifier_lightgbm().truncated(share))
 
 
 @pytest.mark.parametrize("engine", ["onnx", "xgboost", "lightgbm", "sklearn", "python"])

@@ -75,7 +75,7 @@ def test_refusals_are_short_and_say_nothing_of_the_machine(tmp_path):
     bad = {
         "raises at load": (models.raises_at_load(), "model.py: the python model does not load: RuntimeError"),
         "raises at warm-up": (models.raises_at_warm_up(), "fails on its first run: RuntimeError: cold"),
-        "wrong type": (models.python_echo(predict="return x > 0"), "the model gave bool [1, 1] for 'y'"),
+        "wrong type": (models.python_echo(predict="return x * 1j"), "the model gave complex64 [1, 1] for 'y'"),
         "exit at load": (models.python_echo(load="sys.exit(0)"), "SystemExit: 0"),
         "untrusted": (models.hostile_pickle(marker), "is a pickle"),
         "onnx": (models.classifier_onnx().truncated(), "the onnx model does not load"),

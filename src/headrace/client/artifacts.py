@@ -8,6 +8,7 @@ import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from headrace.core.errors import InvalidInput
 from headrace.core.resources import Engine
@@ -67,7 +68,7 @@ def _from_path(path: Path) -> Packed:
     return Packed(path, path.name, digest_of(path))
 
 
-def _write(model: object, path: Path) -> tuple[str, Engine, bool]:
+def _write(model: Any, path: Path) -> tuple[str, Engine, bool]:
     """Write an object; returns file name, engine, and whether it must be trusted."""
     if isinstance(model, bytes):
         path.write_bytes(model)
@@ -78,11 +79,11 @@ def _write(model: object, path: Path) -> tuple[str, Engine, bool]:
         return "model.onnx", "onnx", False
     if "xgboost" in modules:
         booster = model.get_booster() if hasattr(model, "get_booster") else model
-        path.write_bytes(booster.save_raw("ubj"))  # type: ignore[attr-defined]
+        path.write_bytes(booster.save_raw("ubj"))
         return "model.ubj", "xgboost", False
     if "lightgbm" in modules:
         booster = getattr(model, "booster_", model)
-        path.write_text(booster.model_to_string())  # type: ignore[attr-defined]
+        path.write_text(booster.model_to_string())
         return "model.txt", "lightgbm", False
     if "sklearn" in modules:
         import skops.io  # the one library that writes it; not needed by any other object

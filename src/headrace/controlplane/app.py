@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from litestar import Litestar
+from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
 from headrace import __version__
 from headrace.controlplane import problems
 from headrace.controlplane.platform import Platform
-from headrace.controlplane.routes import HANDLERS
+from headrace.controlplane.routes import HANDLERS, authenticate
 from headrace.core.errors import HeadraceError
 
 BODY_MAX = 1 << 20
+"""Bytes of any body but an artifact's, which has a limit of its own."""
 
 
 def create_app(platform: Platform, artifact_max_bytes: int) -> Litestar:
@@ -36,12 +37,13 @@ def create_app(platform: Platform, artifact_max_bytes: int) -> Litestar:
             HTTPException: problems.of_http,
             Exception: problems.of_any,
         },
-        request_max_body_size=max(BODY_MAX, artifact_max_bytes),
+        guards=[authenticate],
+        state=State({"platform": platform}),
+        request_max_body_size=BODY_MAX,
         openapi_config=OpenAPIConfig(
             title="Headrace control plane",
             version=__version__,
-            path="/",
-            render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+            render_plugins=[],
             components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}),
             security=[{"key": []}],
         ),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Column, Connection, Integer, String, Table, Text, insert, select
+from sqlalchemy import Column, Connection, Integer, LargeBinary, Row, String, Table, Text, func, insert, select
 
 from headrace.core.database import metadata, now
 from headrace.core.errors import Conflict
@@ -31,10 +31,9 @@ idempotency = Table(
     metadata,
     Column("actor", String(64), primary_key=True),
     Column("key", String(200), primary_key=True),
-    Column("action", String(64), nullable=False),
-    Column("entity", String(200), nullable=False),
+    Column("request", LargeBinary, nullable=False),
     Column("change", Integer, nullable=False),
-    Column("at", String(32), nullable=False),
+    Column("at", String(32), nullable=False, index=True),
 )
 counters = Table(
     "counters",
@@ -42,6 +41,10 @@ counters = Table(
     Column("name", String(32), primary_key=True),
     Column("value", Integer, nullable=False),
 )
+
+
+IDEMPOTENCY_S = 24 * 3600.0
+"""How long an idempotency key is remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,8 @@ class Record:
     before: dict[str, Any] | None = None
     after: dict[str, Any] | None = None
     undo: str | None = None
+    changed: bool = True
+    """False where everything was so already: the audit gets no row."""
 
 
 def append(connection: Connection, actor: str, record: Record, reason: str | None) -> int:
@@ -80,24 +85,42 @@ def append(connection: Connection, actor: str, record: Record, reason: str | Non
     return int(key[0])
 
 
-def replayed(connection: Connection, actor: str, key: str, action: str, entity: str) -> int | None:
-    """The change that this idempotency key made before; None when it is new. Raises Conflict when it was used for
-    another request."""
+def replayed(connection: Connection, actor: str, key: str, request: bytes) -> int | None:
+    """The change that this idempotency key made before; None when it is new. Raises Conflict when it came with
+    another request.
+
+    Args:
+        connection: in the transaction of the mutation.
+        actor: whose key it is; others may use the same.
+        key: the Idempotency-Key.
+        request: digest of the whole request.
+    """
     row = connection.execute(select(idempotency).where(idempotency.c.actor == actor, idempotency.c.key == key)).first()
     if row is None:
         return None
-    if (row.action, row.entity) != (action, entity):
-        raise Conflict(f"Idempotency-Key {key!r} was used for {row.action} of {row.entity}", field="idempotency-key")
+    if row.request != request:
+        raise Conflict(f"idempotency-key: {key!r} came with another request before", field="idempotency-key")
     return int(row.change)
 
 
-def remember(connection: Connection, actor: str, key: str, record: Record, change: int) -> None:
-    """Keep what an idempotency key did."""
-    connection.execute(
-        insert(idempotency).values(
-            actor=actor, key=key, action=record.action, entity=record.entity, change=change, at=now()
-        )
-    )
+def remember(connection: Connection, actor: str, key: str, request: bytes, change: int) -> None:
+    """Keep for a day what an idempotency key did."""
+    connection.execute(idempotency.delete().where(idempotency.c.at < now(-IDEMPOTENCY_S)))
+    connection.execute(insert(idempotency).values(actor=actor, key=key, request=request, change=change, at=now()))
+
+
+def last(connection: Connection, tenant: str, entity: str, action: str | None = None) -> int:
+    """The latest change of an entity, of one action where it is named; 0 where there is none."""
+    query = select(func.max(changes.c.id)).where(changes.c.tenant == tenant, changes.c.entity == entity)
+    if action is not None:
+        query = query.where(changes.c.action == action)
+    return int(connection.execute(query).scalar() or 0)
+
+
+def find(connection: Connection, change: int) -> Change | None:
+    """A change by its id."""
+    row = connection.execute(select(changes).where(changes.c.id == change)).first()
+    return None if row is None else _change(row)
 
 
 def undo_of(connection: Connection, change: int) -> str | None:
@@ -119,24 +142,14 @@ def page(
     if before is not None:
         query = query.where(changes.c.id < before)
 
-    def value(text: str | None) -> dict[str, Any] | None:
-        return None if text is None else msgspec.json.decode(text)
+    return [_change(row) for row in connection.execute(query)]
 
-    return [
-        Change(
-            row.id,
-            row.at,
-            row.actor,
-            row.action,
-            row.tenant,
-            row.entity,
-            value(row.before),
-            value(row.after),
-            row.reason,
-            row.undo,
-        )
-        for row in connection.execute(query)
-    ]
+
+def _change(row: Row[tuple[object, ...]]) -> Change:
+    fields = row._asdict()
+    for name in ("before", "after"):
+        fields[name] = None if fields[name] is None else msgspec.json.decode(fields[name])
+    return Change(**fields)
 
 
 def reserve_epochs(connection: Connection, count: int) -> int:

@@ -3,6 +3,7 @@ row, has the routers follow, and says how far they have."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,9 +26,10 @@ from headrace.core.errors import (
 )
 from headrace.core.names import check_name, parse_reference
 from headrace.core.resources import ROLES, ChangeRef, DeploymentCreate, Engine, Role, TrafficUpdate, VersionCreate
-from headrace.core.specs import EngineOptions, Examination, ExaminationRequest
+from headrace.core.specs import Examination, ExaminationRequest
 from headrace.deploy import store as deploy_store
 from headrace.deploy.reconcile import Standing, Target
+from headrace.registry import registration
 from headrace.registry import store as registry
 from headrace.registry.artifacts import Artifacts, check_digest
 from headrace.registry.examiner import Examiner
@@ -35,18 +37,9 @@ from headrace.registry.store import ModelRow, VersionRow
 from headrace.traffic import store as traffic
 from headrace.traffic.allocate import allocate, weights_of
 
-ENGINE_OF_SUFFIX: dict[str, Engine] = {
-    ".onnx": "onnx",
-    ".json": "xgboost",
-    ".ubj": "xgboost",
-    ".txt": "lightgbm",
-    ".skops": "sklearn",
-    ".pkl": "sklearn",
-    ".joblib": "sklearn",
-    ".py": "python",
-    ".tar": "python",
-}
 REPLICAS_MAX = 256
+VERSION_MAX = 1 << 31
+log = logging.getLogger("headrace.controlplane.platform")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +64,8 @@ class Request:
     tenant: str | None = None
     reason: str | None = None
     idempotency_key: str | None = None
+    digest: bytes = b""
+    """Of the whole HTTP request: the same key with another one is refused."""
 
 
 class Platform:
@@ -106,6 +101,8 @@ class Platform:
             if key is None:
                 raise Unauthenticated("nobody holds this API key")
             tenant = next(t for t in accounts.list_tenants(c) if t.index == key.tenant)
+            if tenant.state != "active":
+                raise Forbidden(f"tenant {tenant.name!r} is suspended")
             return Principal(key.id, tenant, key.role)
 
         return await self.store.run(find)
@@ -139,40 +136,38 @@ class Platform:
     def version(c: Connection, model: ModelRow, number: int | None) -> VersionRow:
         """A version, the latest for None. Raises NotFound."""
         latest = registry.latest_version(c, model.id)
-        found = registry.find_version(c, model.id, number or latest or 0)
+        wanted = (latest or 0) if number is None else number
+        found = registry.find_version(c, model.id, wanted) if wanted < VERSION_MAX else None
         if found is None:
             hint = f"the latest is {model.name}@{latest}" if latest else None
-            raise NotFound(f"model {model.name!r} has no version {number}", field="version", hint=hint)
+            what = "no version yet" if number is None else f"no version {number}"
+            raise NotFound(f"model {model.name!r} has {what}", field="version", hint=hint)
         return found
 
-    async def mutate(
-        self, request: Request, action: str, entity: str, work: Callable[[Connection], Record], *, routed: bool = True
-    ) -> ChangeRef:
-        """Do `work` and write its record in one transaction, once per idempotency key; then publish.
-
-        Args:
-            request: who asks, and why.
-            action: what `work`'s record will say, known beforehand for the idempotency key.
-            entity: likewise.
-            work: makes the change.
-            routed: whether the routers must follow.
-        """
+    async def mutate(self, request: Request, work: Callable[[Connection], Record]) -> ChangeRef:
+        """Do `work` and write its record in one transaction, once per idempotency key; then publish."""
         actor, key = request.principal.key, request.idempotency_key
 
         def transaction(c: Connection) -> tuple[int, str | None]:
-            if key is not None and (before := changes.replayed(c, actor, key, action, entity)) is not None:
+            if key is not None and (before := changes.replayed(c, actor, key, request.digest)) is not None:
                 return before, changes.undo_of(c, before)
             record = work(c)
-            change = changes.append(c, actor, record, request.reason)
+            if record.changed:
+                change = changes.append(c, actor, record, request.reason)
+            else:
+                change = changes.last(c, record.tenant, record.entity)
             if key is not None:
-                changes.remember(c, actor, key, Record(action, record.tenant, entity), change)
-            return change, record.undo
+                changes.remember(c, actor, key, request.digest, change)
+            return change, record.undo if record.changed else None
 
         change, undo = await self.store.run(transaction)
-        if not routed:
-            return ChangeRef(change, undo)
-        effect = await self.routing.publish()
         self.fleet.wake()
+        try:
+            effect = await self.routing.publish()
+        except Exception:
+            # The change is committed: to say that it failed would be a lie. It goes out with the next publication.
+            log.exception("change %d is stored and could not be published", change)
+            return ChangeRef(change, undo, False)
         return ChangeRef(change, undo, effect.effective, round(effect.milliseconds, 3))
 
     # ------------------------------------------------------------------------------------------------ registry
@@ -187,12 +182,10 @@ class Platform:
                 field="digest",
                 hint="PUT /api/v1/artifacts/{digest} first",
             )
-        engine = body.engine or guess_engine(body.file_name, body.options)
-        if engine not in ENGINE_OF_SUFFIX.values():
-            raise InvalidInput(f"engine: {engine!r} is none of ours", field="engine")
+        engine = registration.check(body)
         known = await self.store.run(lambda c: self._same_as_latest(c, request, name, engine, body))
         if known is not None:
-            return known, ChangeRef(0)
+            return await self._known(request, name, known)
         found = await self.examiner.examine(
             ExaminationRequest(engine, str(self.artifacts.path(body.digest)), body.options, body.signature)
         )
@@ -205,11 +198,12 @@ class Platform:
             raise Unprocessable(found.fault.message, field=found.fault.field, hint=found.fault.hint)
         signature, options = found.signature, found.options
         assert signature is not None and options is not None
-        number = 0
 
         def work(c: Connection) -> Record:
-            nonlocal number
             tenant = self.tenant(c, request)
+            known = self._same_as_latest(c, request, name, engine, body)
+            if known is not None:  # pushed by somebody else while it was examined
+                return Record("version.register", tenant.name, f"{name}@{known}", changed=False)
             model = registry.ensure_model(c, tenant.index, name)
             number = (registry.latest_version(c, model.id) or 0) + 1
             registry.add_version(
@@ -232,11 +226,18 @@ class Platform:
             )
             return Record("version.register", tenant.name, f"{name}@{number}", None, {"digest": body.digest})
 
-        change = await self.mutate(request, "version.register", f"{name} {body.digest}", work)
-        if not number:  # replayed: the number is the latest of this digest
-            known = await self.store.run(lambda c: self._same_as_latest(c, request, name, engine, body))
-            number = known or 0
-        return number, change
+        change = await self.mutate(request, work)
+        written = await self.store.run(lambda c: changes.find(c, change.id))
+        assert written is not None
+        return int(written.entity.rpartition("@")[2]), change
+
+    async def _known(self, request: Request, name: str, number: int) -> tuple[int, ChangeRef]:
+        """What a push that changes nothing answers: the change that made the version."""
+
+        def read(c: Connection) -> ChangeRef:
+            return ChangeRef(changes.last(c, self.tenant(c, request).name, f"{name}@{number}", "version.register"))
+
+        return number, await self.store.run(read)
 
     def _same_as_latest(
         self, c: Connection, request: Request, name: str, engine: Engine, body: VersionCreate
@@ -255,7 +256,7 @@ class Platform:
         """Want a version to run; returns model, version and the change."""
         request.principal.need("operator")
         reference = parse_reference(body.model)
-        number = body.version or reference.version
+        number = reference.version if body.version is None else body.version
         share = body.traffic_percent
         check_range("replicas", body.replicas, 0, REPLICAS_MAX)
         check_range("threads", body.threads, 1, 256)
@@ -277,7 +278,7 @@ class Platform:
             shown = {"replicas": before.replicas, "threads": before.threads} if before else None
             return Record("deployment.create", tenant.name, entity, shown, after, undo)
 
-        change = await self.mutate(request, "deployment.create", entity, work)
+        change = await self.mutate(request, work)
         return reference.model, version, change
 
     async def scale(self, request: Request, name: str, version: int, replicas: int) -> ChangeRef:
@@ -295,10 +296,11 @@ class Platform:
                 "deployment.scale", tenant.name, entity, {"replicas": before.replicas}, {"replicas": replicas}, undo
             )
 
-        return await self.mutate(request, "deployment.scale", entity, work)
+        return await self.mutate(request, work)
 
-    async def undeploy(self, request: Request, name: str, version: int) -> ChangeRef:
-        """Want a version to run no more. Raises Conflict while it has traffic and others could take it."""
+    async def undeploy(self, request: Request, name: str, version: int) -> tuple[ChangeRef, str]:
+        """Want a version to run no more; returns the change and when the deployment was made. Raises Conflict while
+        it has traffic and others could take it."""
         request.principal.need("operator")
         entity = f"{name}@{version}"
 
@@ -316,9 +318,13 @@ class Platform:
                 raise Conflict(f"{entity}: a tenant is pinned to it", hint=f"headrace traffic unpin {name} TENANT")
             deploy_store.remove(c, model.id, version)
             undo = f"headrace deploy {entity} --replicas {before.replicas}"
-            return Record("deployment.remove", tenant.name, entity, {"replicas": before.replicas}, None, undo)
+            shown = {"replicas": before.replicas, "threads": before.threads, "created_at": before.created_at}
+            return Record("deployment.remove", tenant.name, entity, shown, None, undo)
 
-        return await self.mutate(request, "deployment.remove", entity, work)
+        change = await self.mutate(request, work)
+        written = await self.store.run(lambda c: changes.find(c, change.id))
+        assert written is not None and written.before is not None
+        return change, str(written.before["created_at"])
 
     @staticmethod
     def deployment(c: Connection, model: ModelRow, version: int) -> deploy_store.Desired:
@@ -338,8 +344,8 @@ class Platform:
         request.principal.need("operator")
         weights: dict[int, float] = {}
         for text, percent in body.weights.items():
-            if not (text.isascii() and text.isdigit()) or int(text) < 1:
-                raise InvalidInput(f"weights: {text!r} is no version number", field="weights")
+            if not (text.isascii() and text.isdigit() and len(text) < 10) or int(text) < 1:
+                raise InvalidInput(f"weights: {text[:40]!r} is no version number", field="weights")
             weights[int(text)] = percent
 
         def work(c: Connection) -> Record:
@@ -364,7 +370,7 @@ class Platform:
                 f"headrace rollback {name}",
             )
 
-        return await self.mutate(request, "traffic.set", name, work)
+        return await self.mutate(request, work)
 
     async def rollback(self, request: Request, name: str) -> ChangeRef:
         """Put back the split that the one in force replaced. Raises Conflict when there is none."""
@@ -388,7 +394,7 @@ class Platform:
                 f"headrace rollback {name}",
             )
 
-        return await self.mutate(request, "traffic.rollback", name, work)
+        return await self.mutate(request, work)
 
     async def pin(self, request: Request, name: str, pinned: str, version: int | None) -> ChangeRef:
         """Pin a tenant to a version, or with None let it go."""
@@ -418,7 +424,7 @@ class Platform:
                 undo,
             )
 
-        return await self.mutate(request, action, f"{name} {pinned}", work)
+        return await self.mutate(request, work)
 
     def must_be_ready(self, c: Connection, tenant: TenantRow, model: ModelRow, version: int) -> None:
         """Raises NotFound or Conflict unless a replica of the version is ready."""
@@ -429,19 +435,6 @@ class Platform:
             raise Conflict(f"{entity} is not deployed", field="weights", hint=f"headrace deploy {entity}")
         if standing.ready < 1:
             raise Conflict(f"{entity} is not ready: {standing.state}, {standing.detail}", field="weights")
-
-
-def guess_engine(file_name: str, options: EngineOptions | None) -> Engine:
-    """The engine that a file's name tells of. Raises InvalidInput."""
-    suffix = "." + file_name.rpartition(".")[2].lower()
-    engine = ENGINE_OF_SUFFIX.get(suffix)
-    if engine is None:
-        raise InvalidInput(
-            f"file_name: {file_name!r} tells no engine",
-            field="file_name",
-            hint=f"name the engine: one of {', '.join(dict.fromkeys(ENGINE_OF_SUFFIX.values()))}",
-        )
-    return engine
 
 
 def check_range(field: str, value: int, least: int, most: int) -> None:

@@ -2,35 +2,55 @@
 
 from __future__ import annotations
 
+import asyncio
+import datetime
+import hashlib
 import time
 from typing import Annotated, Any
 
+import msgspec
 from litestar import Request as Http
 from litestar import Response, delete, get, head, patch, post, put
-from litestar.params import Parameter
+from litestar.connection import ASGIConnection
+from litestar.di import NamedDependency
+from litestar.handlers import BaseRouteHandler
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from sqlalchemy import Connection
 
 from headrace import __version__
-from headrace.controlplane import accounts, changes, views
+from headrace.controlplane import accounts, changes, openapi, views
 from headrace.controlplane.changes import Record
 from headrace.controlplane.platform import Platform, Request, check_range
 from headrace.core import resources as r
-from headrace.core.errors import Conflict, InvalidInput, NotFound
+from headrace.core.errors import Conflict, InvalidInput, NotFound, TooLarge
 from headrace.core.names import check_name, parse_reference
 from headrace.registry import store as registry
 from headrace.traffic import store as traffic
 
 STARTED = time.monotonic()
 LIMIT_MAX = 1000
-Tenant = Annotated[str | None, Parameter(description="Another tenant whose resources are meant (admins).")]
-Limit = Annotated[int, Parameter(ge=1, le=LIMIT_MAX, description="Most items on the page.")]
-Cursor = Annotated[str | None, Parameter(description="`next` of the page before.")]
+Api = NamedDependency[Platform]
+Tenant = Annotated[str | None, QueryParameter(description="Another tenant whose resources are meant (admins).")]
+Limit = Annotated[int, QueryParameter(ge=1, le=LIMIT_MAX, description="Most items on the page.")]
+Cursor = Annotated[str | None, QueryParameter(description="`next` of the page before.")]
+
+
+async def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Guard of every route but those that say `public`: runs before anything of the asked is decoded."""
+    if not handler.opt.get("public"):
+        platform: Platform = connection.app.state.platform
+        connection.state.principal = await platform.authenticate(connection.headers.get("authorization"))
 
 
 async def context(request: Http[Any, Any, Any], platform: Platform, tenant: str | None, reason: str | None) -> Request:
-    """Who asks, and for whom."""
-    principal = await platform.authenticate(request.headers.get("authorization"))
-    return Request(principal, tenant, reason, request.headers.get("idempotency-key"))
+    """Who asks, for whom, why, and whether it may be asked again."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return Request(request.state.principal, tenant, reason)
+    if not 1 <= len(key) <= 200:
+        raise InvalidInput("idempotency-key: expected 1 to 200 characters", field="idempotency-key")
+    whole = hashlib.sha256(f"{request.method} {request.url.path}?{request.url.query}\n".encode() + await request.body())
+    return Request(request.state.principal, tenant, reason, key, whole.digest())
 
 
 def reach(c: Connection, asked: Request) -> list[accounts.TenantRow]:
@@ -42,7 +62,7 @@ def reach(c: Connection, asked: Request) -> list[accounts.TenantRow]:
 
 # ---------------------------------------------------------------------------------------------------- status
 @get("/api/v1/status", summary="The platform at a glance")
-async def status(request: Http[Any, Any, Any], platform: Platform) -> r.Status:
+async def status(request: Http[Any, Any, Any], platform: Api) -> r.Status:
     """Routers, models with rates of the last 10 s, deployments."""
     asked = await context(request, platform, None, None)
     measured = platform.telemetry.models()
@@ -67,14 +87,16 @@ async def status(request: Http[Any, Any, Any], platform: Platform) -> r.Status:
 
 # ---------------------------------------------------------------------------------------------------- tenants, keys
 @get("/api/v1/tenants", summary="List tenants")
-async def list_tenants(request: Http[Any, Any, Any], platform: Platform) -> r.Page[r.Tenant]:
+async def list_tenants(request: Http[Any, Any, Any], platform: Api) -> r.Page[r.Tenant]:
     """All tenants for an admin, else the caller's own."""
     asked = await context(request, platform, None, None)
     return r.Page(await platform.store.run(lambda c: [t.resource() for t in reach(c, asked)]))
 
 
 @post("/api/v1/tenants", summary="Create a tenant")
-async def create_tenant(request: Http[Any, Any, Any], platform: Platform, data: r.TenantCreate) -> r.Outcome[r.Tenant]:
+async def create_tenant(
+    request: Http[Any, Any, Any], platform: Api, data: JSONBody[r.TenantCreate]
+) -> r.Outcome[r.Tenant]:
     """Admin."""
     asked = await context(request, platform, None, None)
     asked.principal.need("admin")
@@ -87,7 +109,7 @@ async def create_tenant(request: Http[Any, Any, Any], platform: Platform, data: 
         accounts.create_tenant(c, data.name, data.quota)
         return Record("tenant.create", data.name, data.name, None, {"name": data.name})
 
-    change = await platform.mutate(asked, "tenant.create", data.name, work)
+    change = await platform.mutate(asked, work)
     return r.Outcome(await platform.store.run(lambda c: named(c, data.name).resource()), change)
 
 
@@ -108,7 +130,7 @@ def check_quota(quota: r.Quota) -> None:
 
 
 @get("/api/v1/tenants/{name:str}", summary="Show a tenant")
-async def show_tenant(request: Http[Any, Any, Any], platform: Platform, name: str) -> r.Tenant:
+async def show_tenant(request: Http[Any, Any, Any], platform: Api, name: FromPath[str]) -> r.Tenant:
     """The caller's own, or any for an admin."""
     asked = await context(request, platform, name, None)
     return await platform.store.run(lambda c: Platform.tenant(c, asked).resource())
@@ -116,7 +138,7 @@ async def show_tenant(request: Http[Any, Any, Any], platform: Platform, name: st
 
 @patch("/api/v1/tenants/{name:str}", summary="Change a tenant's quota or state")
 async def update_tenant(
-    request: Http[Any, Any, Any], platform: Platform, name: str, data: r.TenantUpdate
+    request: Http[Any, Any, Any], platform: Api, name: FromPath[str], data: JSONBody[r.TenantUpdate]
 ) -> r.Outcome[r.Tenant]:
     """Admin."""
     asked = await context(request, platform, None, data.reason)
@@ -124,6 +146,8 @@ async def update_tenant(
 
     def work(c: Connection) -> Record:
         before = named(c, name).resource()
+        if data.state == "suspended" and name == asked.principal.tenant.name:
+            raise Conflict(f"tenant {name!r} is your own: you could not take it back", field="state")
         quota = r.Quota(
             before.quota.rate_per_s if data.rate_per_s is None else data.rate_per_s,
             before.quota.burst if data.burst is None else data.burst,
@@ -138,12 +162,12 @@ async def update_tenant(
         undo = f"headrace tenants update {name} --rate {old.rate_per_s:g} --burst {old.burst:g}"
         return Record("tenant.update", name, name, {**shown, "state": before.state}, after, undo)
 
-    change = await platform.mutate(asked, "tenant.update", name, work)
+    change = await platform.mutate(asked, work)
     return r.Outcome(await platform.store.run(lambda c: named(c, name).resource()), change)
 
 
 @get("/api/v1/keys", summary="List API keys")
-async def list_keys(request: Http[Any, Any, Any], platform: Platform, tenant: Tenant = None) -> r.Page[r.Key]:
+async def list_keys(request: Http[Any, Any, Any], platform: Api, tenant: Tenant = None) -> r.Page[r.Key]:
     """Admin; never their secrets."""
     asked = await context(request, platform, tenant, None)
     asked.principal.need("admin")
@@ -156,7 +180,9 @@ async def list_keys(request: Http[Any, Any, Any], platform: Platform, tenant: Te
 
 
 @post("/api/v1/keys", summary="Create an API key")
-async def create_key(request: Http[Any, Any, Any], platform: Platform, data: r.KeyCreate) -> r.Outcome[r.KeyCreated]:
+async def create_key(
+    request: Http[Any, Any, Any], platform: Api, data: JSONBody[r.KeyCreate]
+) -> r.Outcome[r.KeyCreated]:
     """Admin. The reply is the only place where the key's text is ever shown, so this is not replayed."""
     asked = await context(request, platform, data.tenant, None)
     asked.principal.need("admin")
@@ -172,12 +198,12 @@ async def create_key(request: Http[Any, Any, Any], platform: Platform, data: r.K
         return Record("key.create", tenant.name, row.id, None, after, f"headrace keys revoke {row.id}")
 
     once = Request(asked.principal, asked.tenant)
-    change = await platform.mutate(once, "key.create", "", work)
+    change = await platform.mutate(once, work)
     return r.Outcome(made[0], change)
 
 
 @delete("/api/v1/keys/{id_:str}", status_code=200, summary="Revoke an API key")
-async def revoke_key(request: Http[Any, Any, Any], platform: Platform, id_: str) -> r.Outcome[r.Key]:
+async def revoke_key(request: Http[Any, Any, Any], platform: Api, id_: FromPath[str]) -> r.Outcome[r.Key]:
     """Admin. In effect on every router when this answers with `effective`."""
     asked = await context(request, platform, None, None)
     asked.principal.need("admin")
@@ -195,46 +221,53 @@ async def revoke_key(request: Http[Any, Any, Any], platform: Platform, id_: str)
         accounts.revoke_key(c, id_)
         return Record("key.revoke", key.tenant, id_, {"state": key.state}, {"state": "revoked"})
 
-    change = await platform.mutate(asked, "key.revoke", id_, work)
+    change = await platform.mutate(asked, work)
     return r.Outcome(await platform.store.run(find), change)
 
 
 # ---------------------------------------------------------------------------------------------------- registry
 @head("/api/v1/artifacts/{digest:str}", summary="Is an artifact stored?")
-async def has_artifact(request: Http[Any, Any, Any], platform: Platform, digest: str) -> Response[None]:
+async def has_artifact(request: Http[Any, Any, Any], platform: Api, digest: FromPath[str]) -> Response[None]:
     """200 with its size, or 404."""
-    await context(request, platform, None, None)
     size = platform.artifacts.size(digest)
     if size is None:
         raise NotFound("digest: no such artifact", field="digest")
     return Response(None, headers={"x-artifact-size": str(size)})
 
 
-@put("/api/v1/artifacts/{digest:str}", summary="Store an artifact")
-async def put_artifact(request: Http[Any, Any, Any], platform: Platform, digest: str) -> r.Artifact:
+@put("/api/v1/artifacts/{digest:str}", request_max_body_size=None, summary="Store an artifact")
+async def put_artifact(request: Http[Any, Any, Any], platform: Api, digest: FromPath[str]) -> r.Artifact:
     """Developer. The body is the artifact's bytes, `digest` their SHA-256 in hex. Idempotent."""
-    (await context(request, platform, None, None)).principal.need("developer")
+    request.state.principal.need("developer")
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > platform.artifacts.size_max:
+        raise TooLarge(f"the artifact is larger than {platform.artifacts.size_max} bytes", field="artifact")
     with platform.artifacts.put(digest) as upload:
+        # Hashing, writing and syncing gigabytes must not hold up the loop, which also serves the routers.
         async for chunk in request.stream():
-            upload.write(chunk)
-        upload.commit()
-        return r.Artifact(digest, upload.size)
+            await asyncio.to_thread(upload.write, chunk)
+        await asyncio.to_thread(upload.commit)
+    return r.Artifact(digest, upload.size)
 
 
 @get("/api/v1/models", summary="List models")
 async def list_models(
     request: Http[Any, Any, Any],
-    platform: Platform,
+    platform: Api,
     tenant: Tenant = None,
-    q: str | None = None,
+    q: FromQuery[str | None] = None,
+    tag: FromQuery[str | None] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> r.Page[r.Model]:
-    """By tenant and name; `q` finds in name and description."""
+    """By tenant and name; `q` finds in name and description, `tag` is `name` or `name=value`."""
     asked = await context(request, platform, tenant, None)
     found = await platform.store.run(lambda c: views.models(c, reach(c, asked)))
     if q is not None:
         found = [m for m in found if q.lower() in m.name.lower() or q.lower() in m.description.lower()]
+    if tag is not None:
+        name, given, value = tag.partition("=")
+        found = [m for m in found if name in m.tags and (not given or m.tags[name] == value)]
     if cursor is not None:
         found = [m for m in found if f"{m.tenant}/{m.name}" > cursor]
     more = f"{found[limit - 1].tenant}/{found[limit - 1].name}" if len(found) > limit else None
@@ -254,14 +287,20 @@ async def one_model(platform: Platform, asked: Request, name: str) -> r.Model:
 
 
 @get("/api/v1/models/{model:str}", summary="Show a model")
-async def show_model(request: Http[Any, Any, Any], platform: Platform, model: str, tenant: Tenant = None) -> r.Model:
+async def show_model(
+    request: Http[Any, Any, Any], platform: Api, model: FromPath[str], tenant: Tenant = None
+) -> r.Model:
     """What it is and what serves."""
     return await one_model(platform, await context(request, platform, tenant, None), model)
 
 
 @patch("/api/v1/models/{model:str}", summary="Change a model's settings")
 async def update_model(
-    request: Http[Any, Any, Any], platform: Platform, model: str, data: r.ModelUpdate, tenant: Tenant = None
+    request: Http[Any, Any, Any],
+    platform: Api,
+    model: FromPath[str],
+    data: JSONBody[r.ModelUpdate],
+    tenant: Tenant = None,
 ) -> r.Outcome[r.Model]:
     """Developer."""
     asked = await context(request, platform, tenant, data.reason)
@@ -277,13 +316,13 @@ async def update_model(
         given = {f: getattr(data, f) for f in data.__struct_fields__ if getattr(data, f) is not None and f != "reason"}
         return Record("model.update", owner.name, model, {f: getattr(row, f) for f in given}, given)
 
-    change = await platform.mutate(asked, "model.update", model, work)
+    change = await platform.mutate(asked, work)
     return r.Outcome(await one_model(platform, asked, model), change)
 
 
 @get("/api/v1/models/{model:str}/versions", summary="List a model's versions")
 async def list_versions(
-    request: Http[Any, Any, Any], platform: Platform, model: str, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Api, model: FromPath[str], tenant: Tenant = None
 ) -> r.Page[r.Version]:
     """Oldest first."""
     asked = await context(request, platform, tenant, None)
@@ -307,7 +346,7 @@ async def one_version(platform: Platform, asked: Request, model: str, number: in
 
 @get("/api/v1/models/{model:str}/versions/{number:int}", summary="Show a version")
 async def show_version(
-    request: Http[Any, Any, Any], platform: Platform, model: str, number: int, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Api, model: FromPath[str], number: FromPath[int], tenant: Tenant = None
 ) -> r.Version:
     """Everything that it is; it never changes."""
     return await one_version(platform, await context(request, platform, tenant, None), model, number)
@@ -315,7 +354,11 @@ async def show_version(
 
 @post("/api/v1/models/{model:str}/versions", summary="Register a version")
 async def register(
-    request: Http[Any, Any, Any], platform: Platform, model: str, data: r.VersionCreate, tenant: Tenant = None
+    request: Http[Any, Any, Any],
+    platform: Api,
+    model: FromPath[str],
+    data: JSONBody[r.VersionCreate],
+    tenant: Tenant = None,
 ) -> r.Outcome[r.Version]:
     """Developer. The artifact is examined in a process of its own before anything is stored."""
     asked = await context(request, platform, tenant, None)
@@ -325,7 +368,7 @@ async def register(
 
 @put("/api/v1/models/{model:str}/grants/{to:str}", summary="Let another tenant call a model")
 async def grant(
-    request: Http[Any, Any, Any], platform: Platform, model: str, to: str, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Api, model: FromPath[str], to: FromPath[str], tenant: Tenant = None
 ) -> r.Outcome[r.Model]:
     """Operator of the owning tenant."""
     asked = await context(request, platform, tenant, None)
@@ -333,16 +376,17 @@ async def grant(
 
     def work(c: Connection) -> Record:
         owner, row = platform.model(c, asked, model)
-        registry.grant(c, row.id, named(c, to).index)
-        return Record("model.grant", owner.name, model, None, {"tenant": to})
+        changed = registry.grant(c, row.id, named(c, to).index)
+        undo = f"DELETE /api/v1/models/{model}/grants/{to}"
+        return Record("model.grant", owner.name, model, None, {"tenant": to}, undo, changed)
 
-    change = await platform.mutate(asked, "model.grant", f"{model} {to}", work)
+    change = await platform.mutate(asked, work)
     return r.Outcome(await one_model(platform, asked, model), change)
 
 
 @delete("/api/v1/models/{model:str}/grants/{to:str}", status_code=200, summary="Take a grant back")
 async def revoke_grant(
-    request: Http[Any, Any, Any], platform: Platform, model: str, to: str, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Api, model: FromPath[str], to: FromPath[str], tenant: Tenant = None
 ) -> r.Outcome[r.Model]:
     """Operator of the owning tenant."""
     asked = await context(request, platform, tenant, None)
@@ -352,9 +396,10 @@ async def revoke_grant(
         owner, row = platform.model(c, asked, model)
         if not registry.revoke_grant(c, row.id, named(c, to).index):
             raise NotFound(f"model {model!r} is not granted to {to!r}", field="tenant")
-        return Record("model.revoke", owner.name, model, {"tenant": to}, None)
+        undo = f"PUT /api/v1/models/{model}/grants/{to}"
+        return Record("model.revoke", owner.name, model, {"tenant": to}, None, undo)
 
-    change = await platform.mutate(asked, "model.revoke", f"{model} {to}", work)
+    change = await platform.mutate(asked, work)
     return r.Outcome(await one_model(platform, asked, model), change)
 
 
@@ -385,7 +430,7 @@ def split_reference(text: str) -> tuple[str, int]:
 
 @get("/api/v1/deployments", summary="List deployments")
 async def list_deployments(
-    request: Http[Any, Any, Any], platform: Platform, model: str | None = None, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Api, model: FromQuery[str | None] = None, tenant: Tenant = None
 ) -> r.Page[r.Deployment]:
     """Oldest first."""
     found = await some_deployments(platform, await context(request, platform, tenant, None))
@@ -393,16 +438,18 @@ async def list_deployments(
 
 
 @post("/api/v1/deployments", summary="Deploy a version")
-async def deploy(request: Http[Any, Any, Any], platform: Platform, data: r.DeploymentCreate) -> r.Outcome[r.Deployment]:
+async def deploy(
+    request: Http[Any, Any, Any], platform: Api, data: JSONBody[r.DeploymentCreate]
+) -> r.Outcome[r.Deployment]:
     """Operator. Returns at once; GET tells how far it is."""
-    asked = await context(request, platform, data.tenant, data.reason)
+    asked = await context(request, platform, data.tenant or parse_reference(data.model).tenant, data.reason)
     model, version, change = await platform.deploy(asked, data)
     return r.Outcome(await one_deployment(platform, asked, model, version), change)
 
 
 @get("/api/v1/deployments/{reference:str}", summary="Show a deployment")
 async def show_deployment(
-    request: Http[Any, Any, Any], platform: Platform, reference: str, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Api, reference: FromPath[str], tenant: Tenant = None
 ) -> r.Deployment:
     """``churn@4``."""
     return await one_deployment(platform, await context(request, platform, tenant, None), *split_reference(reference))
@@ -410,7 +457,11 @@ async def show_deployment(
 
 @patch("/api/v1/deployments/{reference:str}", summary="Scale a deployment")
 async def scale(
-    request: Http[Any, Any, Any], platform: Platform, reference: str, data: r.DeploymentUpdate, tenant: Tenant = None
+    request: Http[Any, Any, Any],
+    platform: Api,
+    reference: FromPath[str],
+    data: JSONBody[r.DeploymentUpdate],
+    tenant: Tenant = None,
 ) -> r.Outcome[r.Deployment]:
     """Operator."""
     asked = await context(request, platform, tenant, data.reason)
@@ -421,13 +472,15 @@ async def scale(
 
 @delete("/api/v1/deployments/{reference:str}", status_code=200, summary="Undeploy a version")
 async def undeploy(
-    request: Http[Any, Any, Any], platform: Platform, reference: str, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Api, reference: FromPath[str], tenant: Tenant = None
 ) -> r.Outcome[r.Deployment]:
-    """Operator. The result is what it was."""
+    """Operator. The result is what is left of it: nothing, once its replicas have drained."""
     asked = await context(request, platform, tenant, None)
     model, version = split_reference(reference)
-    was = await one_deployment(platform, asked, model, version)
-    return r.Outcome(was, await platform.undeploy(asked, model, version))
+    tenant_name = asked.tenant or asked.principal.tenant.name
+    change, created_at = await platform.undeploy(asked, model, version)
+    gone = r.Deployment(model, tenant_name, version, "stopped", 0, 0, 0, "undeployed", [], 0.0, created_at)
+    return r.Outcome(gone, change)
 
 
 # ---------------------------------------------------------------------------------------------------- traffic
@@ -443,7 +496,7 @@ async def one_policy(platform: Platform, asked: Request, model: str) -> r.Traffi
 
 @get("/api/v1/models/{model:str}/traffic", summary="Show a model's traffic policy")
 async def show_traffic(
-    request: Http[Any, Any, Any], platform: Platform, model: str, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Api, model: FromPath[str], tenant: Tenant = None
 ) -> Response[r.Traffic]:
     """Its epoch is the ETag."""
     policy = await one_policy(platform, await context(request, platform, tenant, None), model)
@@ -452,12 +505,16 @@ async def show_traffic(
 
 @put("/api/v1/models/{model:str}/traffic", summary="Split a model's traffic")
 async def set_traffic(
-    request: Http[Any, Any, Any], platform: Platform, model: str, data: r.TrafficUpdate, tenant: Tenant = None
+    request: Http[Any, Any, Any],
+    platform: Api,
+    model: FromPath[str],
+    data: JSONBody[r.TrafficUpdate],
+    tenant: Tenant = None,
 ) -> r.Outcome[r.Traffic]:
     """Operator. Answers when all routers serve by it (`effective`), or after 2 s."""
     asked = await context(request, platform, tenant, data.reason)
     expected = request.headers.get("if-match", "").strip('" ')
-    if expected and expected != "*" and not expected.isdigit():
+    if expected and expected != "*" and not (expected.isascii() and expected.isdigit() and len(expected) < 10):
         raise InvalidInput(f"If-Match: {expected!r} is no epoch", field="if-match")
     epoch = int(expected) if expected.isdigit() else None
     change = await platform.set_weights(asked, model, data, epoch)
@@ -466,7 +523,11 @@ async def set_traffic(
 
 @post("/api/v1/models/{model:str}/rollback", status_code=200, summary="Roll the traffic back")
 async def rollback(
-    request: Http[Any, Any, Any], platform: Platform, model: str, data: r.Reason | None = None, tenant: Tenant = None
+    request: Http[Any, Any, Any],
+    platform: Api,
+    model: FromPath[str],
+    data: JSONBody[r.Reason | None] = None,
+    tenant: Tenant = None,
 ) -> r.Outcome[r.Traffic]:
     """Operator. Puts back the split before the one in force; again: puts that one back."""
     asked = await context(request, platform, tenant, data.reason if data is not None else None)
@@ -477,10 +538,10 @@ async def rollback(
 @put("/api/v1/models/{model:str}/traffic/overrides/{pinned:str}", summary="Pin a tenant to a version")
 async def pin(
     request: Http[Any, Any, Any],
-    platform: Platform,
-    model: str,
-    pinned: str,
-    data: r.OverrideUpdate,
+    platform: Api,
+    model: FromPath[str],
+    pinned: FromPath[str],
+    data: JSONBody[r.OverrideUpdate],
     tenant: Tenant = None,
 ) -> r.Outcome[r.Traffic]:
     """Operator. Comes before the split."""
@@ -491,7 +552,7 @@ async def pin(
 
 @delete("/api/v1/models/{model:str}/traffic/overrides/{pinned:str}", status_code=200, summary="Unpin a tenant")
 async def unpin(
-    request: Http[Any, Any, Any], platform: Platform, model: str, pinned: str, tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Api, model: FromPath[str], pinned: FromPath[str], tenant: Tenant = None
 ) -> r.Outcome[r.Traffic]:
     """Operator."""
     asked = await context(request, platform, tenant, None)
@@ -501,7 +562,7 @@ async def unpin(
 
 @get("/api/v1/models/{model:str}/traffic/history", summary="Every routing change of a model")
 async def traffic_history(
-    request: Http[Any, Any, Any], platform: Platform, model: str, tenant: Tenant = None, limit: Limit = 100
+    request: Http[Any, Any, Any], platform: Api, model: FromPath[str], tenant: Tenant = None, limit: Limit = 100
 ) -> r.Page[r.Change]:
     """Who, when, from, to; newest first."""
     asked = await context(request, platform, tenant, None)
@@ -514,12 +575,23 @@ async def traffic_history(
     return r.Page(await platform.store.run(read))
 
 
+def check_time(text: str, field: str) -> str:
+    """A time as the store writes it. Raises InvalidInput unless it is RFC 3339 with an offset."""
+    try:
+        at = msgspec.convert(text, datetime.datetime)
+        if at.tzinfo is None:
+            raise ValueError
+        return at.astimezone(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    except (msgspec.ValidationError, ValueError, OverflowError):
+        raise InvalidInput(f"{field}: {text[:40]!r}, expected a time like 2026-01-31T08:00:00Z", field=field) from None
+
+
 @get("/api/v1/changes", summary="The audit")
 async def list_changes(
     request: Http[Any, Any, Any],
-    platform: Platform,
-    model: str | None = None,
-    since: str | None = None,
+    platform: Api,
+    model: FromQuery[str | None] = None,
+    since: FromQuery[str | None] = None,
     tenant: Tenant = None,
     limit: Limit = 100,
     cursor: Cursor = None,
@@ -528,7 +600,8 @@ async def list_changes(
     asked = await context(request, platform, tenant, None)
     if cursor is not None and not (cursor.isascii() and cursor.isdigit()):
         raise InvalidInput(f"cursor: {cursor!r} is none of ours", field="cursor")
-    before = int(cursor) if cursor is not None else None
+    before = int(cursor[:18]) if cursor is not None else None
+    since = None if since is None else check_time(since, "since")
 
     def read(c: Connection) -> list[r.Change]:
         reached = reach(c, asked)
@@ -540,16 +613,25 @@ async def list_changes(
 
 
 # ---------------------------------------------------------------------------------------------------- the rest
-@get("/metrics", media_type="text/plain; version=0.0.4", include_in_schema=False)
-async def metrics(platform: Platform) -> bytes:
+@get("/metrics", media_type="text/plain; version=0.0.4", include_in_schema=False, public=True)
+async def metrics(platform: Api) -> bytes:
     """Prometheus exposition."""
     return platform.telemetry.prometheus()
 
 
-@get("/healthz", include_in_schema=False)
+@get("/healthz", include_in_schema=False, public=True)
 async def health() -> dict[str, bool]:
     """The control plane answers."""
     return {"live": True}
+
+
+@get("/openapi.json", include_in_schema=False, public=True, media_type="application/json")
+async def described(request: Http[Any, Any, Any]) -> bytes:
+    """This API as an OpenAPI document."""
+    if not hasattr(request.app.state, "openapi"):
+        request.app.state.openapi = openapi.document(request.app)
+    content: bytes = request.app.state.openapi
+    return content
 
 
 HANDLERS = [
@@ -585,4 +667,5 @@ HANDLERS = [
     list_changes,
     metrics,
     health,
+    described,
 ]

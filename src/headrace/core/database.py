@@ -50,6 +50,7 @@ def transaction(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def now() -> str:
-    """The time as the store and the API write it: RFC 3339, UTC, milliseconds."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def now(offset_s: float = 0.0) -> str:
+    """The time, `offset_s` from now, as the store and the API write it: RFC 3339, UTC, milliseconds."""
+    at = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=offset_s)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -57,6 +57,12 @@ def slot_counts(weights: Mapping[int, float]) -> dict[int, int]:
     if abs(total - 100) > 1e-6:
         raise InvalidInput(f"weights: they add up to {total:g} percent, expected 100", field="weights")
     exact = {version: percent * SLOTS / 100 for version, percent in weights.items()}
+    for version, value in exact.items():
+        if 0 < value < 0.999:  # a share that would vanish without a word
+            raise InvalidInput(
+                f"weights.{version}: {weights[version]:g} percent is less than the smallest share, {100 / SLOTS:g}",
+                field=f"weights.{version}",
+            )
     counts = {version: int(value) for version, value in exact.items()}
     by_remainder = sorted(exact, key=lambda version: (counts[version] - exact[version], version))
     for version in by_remainder[: SLOTS - sum(counts.values())]:

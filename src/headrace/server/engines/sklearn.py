@@ -10,6 +10,7 @@ import joblib
 import numpy as np
 import skops.io
 from sklearn.base import is_classifier
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from headrace.core.errors import InvalidInput, Unprocessable
 from headrace.core.schema import Signature, TensorSpec
@@ -31,6 +32,8 @@ class SklearnEngine:
     signature: Signature
 
     def __init__(self, path: Path, options: EngineOptions, signature: Signature | None, threads: int) -> None:
+        # For the whole process, which has one engine: BLAS and OpenMP would take every core for each run.
+        self._limits = threadpool_limits(threads)
         self._model = model = _read(path, options.trust)
         methods = _methods(model)
         source = _input(model, signature)
@@ -49,6 +52,7 @@ class SklearnEngine:
 
     def close(self) -> None:
         """See `Engine.close`."""
+        self._limits.restore_original_limits()
         del self._model, self._methods
 
 

@@ -1,0 +1,33 @@
+"""Fixtures shared by all tests: a real platform, started once per test process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from headrace.client.client import Client
+from headrace.client.serve import Platform
+from tests import models
+
+
+@pytest.fixture(scope="session")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """A platform on free ports, with its admin's client."""
+    started = Platform(str(tmp_path_factory.mktemp("platform")))
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="session")
+def client(platform: Platform) -> Client:
+    """The admin's client."""
+    return platform.client
+
+
+@pytest.fixture(scope="session")
+def echo(client: Client) -> str:
+    """A deployed model that answers with what it is asked."""
+    version = client.push("echo", models.echo_onnx().content).result
+    client.deploy(f"echo@{version.version}", traffic=100)
+    return "echo"
