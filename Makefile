@@ -1,42 +1,56 @@
-# Headrace. `make help` explains the targets.
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-BIN := .venv/bin
-STAMP := .venv/.setup
-
-.PHONY: help setup demo test check format bench clean
+# Everything a developer types. `make` alone explains itself.
+SHELL := /bin/bash
 .DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+WORKERS ?= 2
+GRPC := src/headrace/router/grpc_api
 
-help: ## This list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1|/' | awk -F'|' '{printf "%-10s %s\n", $$1, $$2}'
+.PHONY: help setup test check format demo bench rivals proto clean
 
-$(STAMP): pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found (set PYTHON=...)"; exit 1; }
-	@test -x $(BIN)/python || { echo "making .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
-	@echo "installing headrace and what its tests need (about a minute, once)"
+help: ## show this
+	@echo "make TARGET"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/installed ## environment in .venv with everything that development needs (Python 3.11 or newer)
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "headrace needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1 || echo 'not there')." >&2; \
+	  echo "Name another: make setup PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { \
+	  echo "python3 cannot make environments (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "installing into .venv"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-setup: $(STAMP) ## .venv with all that tests and benches need
+test: setup ## all tests, on WORKERS processes
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-demo: $(STAMP) ## The platform on real models, start to finish; ONCE=1 ends by itself
-	@$(BIN)/python -m examples.demo $(if $(ONCE),--once)
-
-test: $(STAMP) ## Every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
-
-check: $(STAMP) ## Format, lint, types, import contracts, tests
+check: setup ## everything that must hold: format, lint, types, import contracts, tests with the docs'
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --strict --exclude bench/rivals bench
 	$(BIN)/lint-imports
-	$(MAKE) test
+	$(MAKE) --no-print-directory test
 
-format: $(STAMP) ## Format the code
+format: setup ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## The data plane's bench, short (needs wrk)
-	$(BIN)/python -m bench.dataplane --quick
+demo: setup ## a platform with real models, shown step by step; ONCE=1 ends by itself
+	ONCE=$(ONCE) $(BIN)/python -m examples.demo
 
-clean: ## Remove what was made
-	rm -rf .venv .rivals build dist
+bench: setup ## every bench, quickly, in a table
+	$(BIN)/python -m bench
+
+rivals: ## the servers that bench.dataplane compares with, each in an environment below .rivals/
+	@PYTHON=$(PYTHON) bash bench/rivals/install.sh
+
+proto: setup ## the gRPC code from the .proto files
+	cd src && ../$(BIN)/python -m grpc_tools.protoc -I . --python_out . --pyi_out . --grpc_python_out . \
+	  $(GRPC:src/%=%)/*.proto
+
+clean: ## what setup, rivals and the tools made
+	rm -rf .venv .rivals .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

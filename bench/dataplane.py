@@ -159,7 +159,7 @@ def main() -> None:
             "rounds": rounds,
             "seconds": seconds,
             "connections": [64, 1],
-            "placing": "front on the first core, model and wrk on the second; mosec and bentoml on both",
+            "placing": "front on the first core, model on the second; wrk, mosec and bentoml on both",
             "skipped": skipped,
         }
         report("dataplane", figures, context, BARS)

@@ -192,7 +192,7 @@ def _lua_escape(data: bytes) -> str:
 
 
 def wrk(
-    port: int, script: Path, *, connections: int, seconds: float, cores: set[int] = BACK, strict: bool = True
+    port: int, script: Path, *, connections: int, seconds: float, cores: set[int] = ALL, strict: bool = True
 ) -> Load:
     """One run of wrk, one thread. Ends the bench when an answer was no 2xx or a connection broke, unless not strict."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s", "-s", str(script)]

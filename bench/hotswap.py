@@ -107,8 +107,12 @@ class Drill:
 
     async def run(self, plan: dict[str, int]) -> None:
         """All of the plan, mixed evenly, one after another."""
-        steps = sorted((position / count, name) for name, count in plan.items() for position in range(count))
-        for _, name in steps:
+        order = list(plan)
+        steps = sorted(
+            ((position + 0.5) / count, order.index(name)) for name, count in plan.items() for position in range(count)
+        )
+        for _, place in steps:
+            name = order[place]
             await asyncio.to_thread(getattr(self, name))
             self.done[name] += 1
             say(f"  {name} {self.done[name]} of {plan[name]}")

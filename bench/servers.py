@@ -1,8 +1,8 @@
 """The servers that `bench.dataplane` compares, each started for the length of a block.
 
 A server of two processes gets a core for each (front, model); one of a single process gets the front's core; one that
-spawns processes as it likes gets all cores. wrk always runs on the model's core, as the prototype's measurements had
-it: its work per request is the same for all.
+spawns processes as it likes gets all cores. wrk runs on whatever core is free: its work per request is the same for
+all.
 """
 
 from __future__ import annotations

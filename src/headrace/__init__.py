@@ -8,19 +8,30 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headrace.client.client import AsyncClient, Client
+    from headrace.client.serve import Endpoint, push, serve
+    from headrace.client.tensors import Prediction
+    from headrace.core import errors
 
 __version__ = "0.1.0"
 _HOMES = {
+    "AsyncClient": "headrace.client.client",
     "Client": "headrace.client.client",
-    "serve": "headrace.client.serve",
+    "Endpoint": "headrace.client.serve",
+    "Prediction": "headrace.client.tensors",
     "push": "headrace.client.serve",
+    "serve": "headrace.client.serve",
 }
-__all__ = ["Client", "__version__", "push", "serve"]
+__all__ = ["AsyncClient", "Client", "Endpoint", "Prediction", "__version__", "errors", "push", "serve"]
 
 
 def __getattr__(name: str) -> Any:
     """Imported when first used: the processes of the platform import this package too, and need none of it."""
+    if name == "errors":
+        return import_module("headrace.core.errors")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'headrace' has no attribute {name!r}")

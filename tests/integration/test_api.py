@@ -287,3 +287,21 @@ def test_what_was_acknowledged_is_there_after_a_restart(tmp_path: Path) -> None:
         assert again.do("GET", "/models/echo")["latest"] == 1
         assert again.credentials.stat().st_mode & 0o777 == 0o600
         assert len(again.do("GET", "/keys")["items"]) == 1
+
+
+def test_the_document_tells_every_refusal_and_every_method(served: Control) -> None:
+    document = served.do("GET", "/openapi.json", key=None)
+    assert len(document["paths"]) == 18
+    for path, operations in document["paths"].items():
+        concrete = path.replace("{digest}", "0" * 64).replace("{reference}", "echo@1").replace("{number}", "1")
+        for name in ("model", "name", "id_", "to", "pinned"):
+            concrete = concrete.replace(f"{{{name}}}", "echo")
+        allowed = served.call("OPTIONS", concrete.removeprefix("/api/v1")).headers["allow"].lower().split(", ")
+        assert set(allowed) == set(operations) | {"options"}
+        for method, operation in operations.items():
+            assert {"401", "403", "500"} <= operation["responses"].keys()
+            if method != "head":
+                for status in ("401", "500"):
+                    assert "application/problem+json" in operation["responses"][status]["content"]
+    schemas = document["components"]["schemas"]
+    assert schemas["TenantCreate"]["additionalProperties"] is False and "pattern" in str(schemas["TenantCreate"])

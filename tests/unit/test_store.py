@@ -1,3 +1,5 @@
+"""The control plane's store: migrations, keys, idempotency, artifacts on disk."""
+
 from __future__ import annotations
 
 import hashlib
@@ -5,85 +7,133 @@ from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
-from alembic.runtime.migration import MigrationContext
+from alembic.migration import MigrationContext
+from sqlalchemy import text
 
 from headrace.controlplane import accounts, changes
+from headrace.controlplane.changes import Record
 from headrace.controlplane.store import open_store
-from headrace.core.database import metadata, transaction
+from headrace.core.database import connect, metadata, now, transaction
 from headrace.core.errors import Conflict, InvalidInput, TooLarge
 from headrace.core.resources import Quota
 from headrace.registry.artifacts import Artifacts
 
 
-def test_the_migrations_make_exactly_the_tables_that_the_code_has(tmp_path: Path) -> None:
+def test_the_migrated_schema_is_the_one_the_code_expects(tmp_path: Path) -> None:
     engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     engine.dispose()
 
 
-def test_only_a_keys_digest_is_stored(tmp_path: Path) -> None:
-    engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
-    with transaction(engine) as c:
-        accounts.create_tenant(c, "default", Quota())
-        row, text = accounts.create_key(c, 0, "admin", "")
-        assert accounts.key_by_text(c, text) == row
-        assert accounts.key_by_text(c, text + "x") is None
-        accounts.revoke_key(c, row.id)
-        assert accounts.key_by_text(c, text) is None
+def test_every_commit_is_synced_and_foreign_keys_hold(tmp_path: Path) -> None:
+    engine = connect(f"sqlite:///{tmp_path / 'a.db'}")
+    with engine.connect() as connection:
+        found = {name: connection.execute(text(f"PRAGMA {name}")).scalar() for name in ("journal_mode", "foreign_keys")}
+        assert found == {"journal_mode": "wal", "foreign_keys": 1}
+        assert connection.execute(text("PRAGMA synchronous")).scalar() == 2
     engine.dispose()
-    stored = b"".join(file.read_bytes() for file in tmp_path.iterdir())
-    assert row.id.encode() in stored
-    assert text.rpartition("_")[2].encode() not in stored
 
 
-def test_bootstrap_makes_one_admin_key_and_keeps_it(tmp_path: Path) -> None:
+def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
     engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
-    credentials = tmp_path / "credentials.toml"
+    with pytest.raises(RuntimeError), transaction(engine) as connection:
+        accounts.create_tenant(connection, "a", Quota())
+        raise RuntimeError
+    with transaction(engine) as connection:
+        assert accounts.list_tenants(connection) == []
+    engine.dispose()
+
+
+def test_a_key_is_stored_as_its_digest_only(tmp_path: Path) -> None:
+    engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+    with transaction(engine) as connection:
+        tenant = accounts.create_tenant(connection, "a", Quota())
+        row, key = accounts.create_key(connection, tenant.index, "viewer", "")
+        assert accounts.key_by_text(connection, key) == row
+        assert row.digest == hashlib.sha256(key.encode()).digest()
+        for wrong in (key[:-1], key + "x", row.id, "", "hr__"):
+            assert accounts.key_by_text(connection, wrong) is None
+        accounts.revoke_key(connection, row.id)
+        assert accounts.key_by_text(connection, key) is None
+    engine.dispose()
+    stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert row.id.encode() in stored and key.encode() not in stored
+
+
+def test_the_first_admin_key_is_not_lost_and_not_doubled(tmp_path: Path) -> None:
+    engine, file = open_store(f"sqlite:///{tmp_path / 'a.db'}"), tmp_path / "credentials.toml"
+
+    class Killed(Exception):
+        pass
+
+    with pytest.raises(Killed), transaction(engine) as connection:
+        accounts.bootstrap(connection, file, {"url": "http://a"})
+        raise Killed  # after the file was written, before the commit
+    first = file.read_text()
+    with transaction(engine) as connection:
+        accounts.bootstrap(connection, file, {"url": "http://b"})
+    second = file.read_text()
+    assert second != first and 'url = "http://b"' in second and file.stat().st_mode & 0o777 == 0o600
+    with transaction(engine) as connection:
+        accounts.bootstrap(connection, file, {"url": "http://b"})
+        assert file.read_text() == second
+        key = accounts.key_by_text(connection, second.split('api_key = "')[1].split('"')[0])
+        assert key is not None and key.role == "admin" and len(accounts.list_keys(connection)) == 1
+    engine.dispose()
+
+
+def test_an_idempotency_key_is_bound_to_its_request_and_forgotten_after_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+    with transaction(engine) as connection:
+        change = changes.append(connection, "hr_a", Record("x", "default", "e"), None)
+        changes.remember(connection, "hr_a", "k", b"one", change)
+        assert changes.replayed(connection, "hr_a", "k", b"one") == change
+        assert changes.replayed(connection, "hr_b", "k", b"two") is None
+        with pytest.raises(Conflict):
+            changes.replayed(connection, "hr_a", "k", b"two")
+        connection.execute(changes.idempotency.update().values(at=now(-changes.IDEMPOTENCY_S - 1)))
+        changes.remember(connection, "hr_a", "other", b"three", change)
+        assert changes.replayed(connection, "hr_a", "k", b"two") is None
+    engine.dispose()
+
+
+def test_snapshot_epochs_are_never_given_twice(tmp_path: Path) -> None:
+    engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+    taken: list[int] = []
     for _ in range(3):
-        with transaction(engine) as c:
-            accounts.bootstrap(c, credentials, {"url": "http://x"})
-            assert len(accounts.list_keys(c)) == 1
-    assert credentials.stat().st_mode & 0o777 == 0o600
+        with transaction(engine) as connection:
+            first = changes.reserve_epochs(connection, 10)
+            taken += range(first, first + 10)
+    assert taken == list(range(1, 31))
     engine.dispose()
 
 
-def test_epochs_are_never_given_twice(tmp_path: Path) -> None:
-    engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
-    with transaction(engine) as c:
-        assert [changes.reserve_epochs(c, 10) for _ in range(3)] == [1, 11, 21]
-    engine.dispose()
-
-
-def test_an_idempotency_key_is_good_for_one_request(tmp_path: Path) -> None:
-    engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
-    record = changes.Record("traffic.set", "default", "m")
-    with transaction(engine) as c:
-        change = changes.append(c, "hr_1", record, None)
-        changes.remember(c, "hr_1", "k", record, change)
-        assert changes.replayed(c, "hr_1", "k", "traffic.set", "m") == change
-        assert changes.replayed(c, "hr_2", "k", "traffic.set", "m") is None
-        with pytest.raises(Conflict, match="was used for"):
-            changes.replayed(c, "hr_1", "k", "traffic.set", "other")
-    engine.dispose()
-
-
-def test_an_artifact_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
-    artifacts = Artifacts(tmp_path, 1000)
-    digest = hashlib.sha256(b"abc").hexdigest()
-    with artifacts.put(digest) as upload:
-        upload.write(b"ab")
-    assert artifacts.size(digest) is None
-    with artifacts.put(digest) as upload, pytest.raises(InvalidInput, match="digest"):
-        upload.write(b"abd")
+def test_an_artifact_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    content = b"weights" * 1000
+    digest = hashlib.sha256(content).hexdigest()
+    store = Artifacts(tmp_path, 1 << 20)
+    with store.put(digest) as upload:
+        upload.write(content[:100])
+    assert store.size(digest) is None
+    with pytest.raises(InvalidInput), store.put(digest) as upload:
+        upload.write(content[:-1])
         upload.commit()
-    assert artifacts.size(digest) is None
-    with artifacts.put(digest) as upload, pytest.raises(TooLarge):
-        upload.write(bytes(1001))
-    with artifacts.put(digest) as upload:
-        upload.write(b"abc")
-        upload.commit()
-    assert artifacts.size(digest) == 3
-    assert list((tmp_path / "incoming").iterdir()) == []
-    with pytest.raises(InvalidInput, match="64 lower-case hex"):
-        artifacts.path("../../etc/passwd")
+    with pytest.raises(TooLarge), store.put(digest) as upload:
+        upload.write(b"x" * ((1 << 20) + 1))
+    assert store.size(digest) is None and list((tmp_path / "incoming").iterdir()) == []
+    for _ in range(2):  # putting it again heals a file that was tampered with
+        with store.put(digest) as upload:
+            upload.write(content)
+            upload.commit()
+        assert store.path(digest).read_bytes() == content
+        store.path(digest).chmod(0o644)
+        store.path(digest).write_bytes(b"tampered")
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 63, "0" * 65, "A" * 64, "../" + "0" * 61])
+def test_what_is_no_digest_reaches_no_file(tmp_path: Path, digest: str) -> None:
+    with pytest.raises(InvalidInput):
+        Artifacts(tmp_path, 1).path(digest)

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from headrace.core import resources as r
-from headrace.core.errors import BY_CODE, HeadraceError, PlatformFault
+from headrace.core.errors import (
+    BY_CODE,
+    Conflict,
+    DeadlineExceeded,
+    Forbidden,
+    HeadraceError,
+    InvalidInput,
+    NotFound,
+    PlatformFault,
+    QuotaExceeded,
+    RetryLater,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    Unprocessable,
+)
 from headrace.core.names import parse_reference
+from headrace.core.signature import Signature
 from headrace.core.specs import EngineOptions
 
 T = TypeVar("T")
@@ -38,6 +55,34 @@ def read(reply: Any, status: int, content: bytes) -> Any:
     except msgspec.DecodeError:
         raise PlatformFault(f"the platform answered {status}") from None
     raise BY_CODE.get(problem.code, HeadraceError)(problem.detail, field=problem.field, hint=problem.hint)
+
+
+_BY_STATUS: dict[int, type[HeadraceError]] = {
+    400: InvalidInput,
+    401: Unauthenticated,
+    403: Forbidden,
+    404: NotFound,
+    408: DeadlineExceeded,
+    409: Conflict,
+    413: TooLarge,
+    422: Unprocessable,
+    429: QuotaExceeded,
+    503: Unavailable,
+    504: DeadlineExceeded,
+}
+
+
+def inference_error(status: int, headers: Mapping[str, str], content: bytes) -> HeadraceError:
+    """The error that the inference API's status and ``{"error": ...}`` tell of."""
+    try:
+        message = str(msgspec.json.decode(content)["error"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        message = f"the platform answered {status}"
+    error = _BY_STATUS.get(status, PlatformFault)(message)
+    after = headers.get("retry-after", "")
+    if isinstance(error, RetryLater) and after.isdigit():
+        error.retry_after_s = float(after)
+    return error
 
 
 def _query(**values: object) -> dict[str, str]:
@@ -75,6 +120,7 @@ def register(
     digest: str,
     file_name: str,
     engine: r.Engine | None,
+    signature: Signature | None,
     options: EngineOptions | None,
     metrics: dict[str, float] | None,
     tags: dict[str, str] | None,
@@ -82,7 +128,7 @@ def register(
 ) -> Call[r.Outcome[r.Version]]:
     """Register a version of an artifact that was put."""
     ref = parse_reference(model)
-    body = r.VersionCreate(digest, file_name, engine, None, options, metrics or {}, tags or {}, description)
+    body = r.VersionCreate(digest, file_name, engine, signature, options, metrics or {}, tags or {}, description)
     return _mutation("POST", f"/api/v1/models/{ref.model}/versions", r.Outcome[r.Version], body, tenant=ref.tenant)
 
 
@@ -102,7 +148,9 @@ def list_deployments(model: str | None = None, tenant: str | None = None) -> Cal
 
 def _deployment_path(reference: str) -> tuple[str, str | None]:
     ref = parse_reference(reference)
-    return f"/api/v1/deployments/{ref.model}@{ref.version}" if ref.version else f"/api/v1/deployments/{ref}", ref.tenant
+    if ref.version is None:
+        raise InvalidInput(f"{reference!r} names no version", field="version", hint=f"for example {reference}@1")
+    return f"/api/v1/deployments/{ref.model}@{ref.version}", ref.tenant
 
 
 def show_deployment(reference: str) -> Call[r.Deployment]:
@@ -129,15 +177,17 @@ def show_traffic(model: str) -> Call[r.Traffic]:
     return Call("GET", f"/api/v1/models/{ref.model}/traffic", r.Traffic, query=_query(tenant=ref.tenant))
 
 
-def set_traffic(model: str, weights: dict[str, float], reason: str | None = None) -> Call[r.Outcome[r.Traffic]]:
-    """Split the traffic."""
+def set_traffic(
+    model: str, weights: Mapping[int, float] | Mapping[str, float], reason: str | None = None
+) -> Call[r.Outcome[r.Traffic]]:
+    """Split a model's traffic: version -> percent, adding up to 100."""
     ref = parse_reference(model)
-    body = r.TrafficUpdate(weights, reason)
+    body = r.TrafficUpdate({str(version): percent for version, percent in weights.items()}, reason)
     return _mutation("PUT", f"/api/v1/models/{ref.model}/traffic", r.Outcome[r.Traffic], body, tenant=ref.tenant)
 
 
 def rollback(model: str, reason: str | None = None) -> Call[r.Outcome[r.Traffic]]:
-    """Roll the traffic back."""
+    """Put back the split before the one in force; again: undo that."""
     ref = parse_reference(model)
     return _mutation(
         "POST", f"/api/v1/models/{ref.model}/rollback", r.Outcome[r.Traffic], r.Reason(reason), tenant=ref.tenant
@@ -165,9 +215,16 @@ def traffic_history(model: str) -> Call[r.Page[r.Change]]:
     return Call("GET", path, r.Page[r.Change], query=_query(tenant=ref.tenant))
 
 
-def list_changes(model: str | None = None, since: str | None = None, limit: int = 100) -> Call[r.Page[r.Change]]:
-    """The audit."""
-    return Call("GET", "/api/v1/changes", r.Page[r.Change], query=_query(model=model, since=since, limit=limit))
+def list_changes(
+    model: str | None = None,
+    since: str | None = None,
+    limit: int = 100,
+    tenant: str | None = None,
+    cursor: str | None = None,
+) -> Call[r.Page[r.Change]]:
+    """A page of the audit, newest first; `since` is a time such as 2026-01-31T08:00:00Z."""
+    query = _query(model=model, since=since, limit=limit, tenant=tenant, cursor=cursor)
+    return Call("GET", "/api/v1/changes", r.Page[r.Change], query=query)
 
 
 def list_tenants() -> Call[r.Page[r.Tenant]]:
@@ -175,9 +232,14 @@ def list_tenants() -> Call[r.Page[r.Tenant]]:
     return Call("GET", "/api/v1/tenants", r.Page[r.Tenant])
 
 
-def create_tenant(name: str, quota: r.Quota) -> Call[r.Outcome[r.Tenant]]:
+def show_tenant(name: str) -> Call[r.Tenant]:
+    """A tenant."""
+    return Call("GET", f"/api/v1/tenants/{name}", r.Tenant)
+
+
+def create_tenant(name: str, quota: r.Quota | None = None) -> Call[r.Outcome[r.Tenant]]:
     """Create a tenant."""
-    return _mutation("POST", "/api/v1/tenants", r.Outcome[r.Tenant], r.TenantCreate(name, quota))
+    return _mutation("POST", "/api/v1/tenants", r.Outcome[r.Tenant], r.TenantCreate(name, quota or r.Quota()))
 
 
 def update_tenant(name: str, change: r.TenantUpdate) -> Call[r.Outcome[r.Tenant]]:
@@ -190,7 +252,7 @@ def list_keys(tenant: str | None = None) -> Call[r.Page[r.Key]]:
     return Call("GET", "/api/v1/keys", r.Page[r.Key], query=_query(tenant=tenant))
 
 
-def create_key(role: r.Role, tenant: str | None, label: str) -> Call[r.Outcome[r.KeyCreated]]:
+def create_key(role: r.Role, tenant: str | None = None, label: str = "") -> Call[r.Outcome[r.KeyCreated]]:
     """Create a key. Not replayed: its text is shown once."""
     return Call("POST", "/api/v1/keys", r.Outcome[r.KeyCreated], r.KeyCreate(role, tenant, label))
 
@@ -198,6 +260,26 @@ def create_key(role: r.Role, tenant: str | None, label: str) -> Call[r.Outcome[r
 def revoke_key(id_: str) -> Call[r.Outcome[r.Key]]:
     """Revoke a key."""
     return _mutation("DELETE", f"/api/v1/keys/{id_}", r.Outcome[r.Key])
+
+
+def update_model(model: str, change: r.ModelUpdate) -> Call[r.Outcome[r.Model]]:
+    """Change a model's settings."""
+    ref = parse_reference(model)
+    return _mutation("PATCH", f"/api/v1/models/{ref.model}", r.Outcome[r.Model], change, tenant=ref.tenant)
+
+
+def show_version(reference: str) -> Call[r.Version]:
+    """A version, ``churn@4``."""
+    ref = parse_reference(reference)
+    if ref.version is None:
+        raise InvalidInput(f"{reference!r} names no version", field="version", hint=f"for example {reference}@1")
+    return Call("GET", f"/api/v1/models/{ref.model}/versions/{ref.version}", r.Version, query=_query(tenant=ref.tenant))
+
+
+def revoke_grant(model: str, to: str) -> Call[r.Outcome[r.Model]]:
+    """Take a grant back."""
+    ref = parse_reference(model)
+    return _mutation("DELETE", f"/api/v1/models/{ref.model}/grants/{to}", r.Outcome[r.Model], tenant=ref.tenant)
 
 
 def grant(model: str, to: str) -> Call[r.Outcome[r.Model]]:

@@ -1,32 +1,137 @@
-"""The Python client: one platform, seen from a program."""
+"""The Python client: one platform, seen from a program. `Client` and `AsyncClient` have the same operations, written
+once as `flows`; each class only drives them."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 import httpx
-import msgspec
 
-from headrace.client import artifacts, calls
+from headrace.client import calls, flows
 from headrace.client.calls import Call
-from headrace.client.config import resolve
-from headrace.core import resources as r
-from headrace.core.errors import InvalidInput, NotFound, Unavailable, Unprocessable, Unreachable
-from headrace.core.names import parse_reference
-from headrace.core.schema import Signature
-from headrace.core.specs import EngineOptions
+from headrace.client.config import Access, resolve
+from headrace.client.flows import Answer, Flow, Lost, Memory, Send
 
-Progress = Callable[[int, int], None]
-"""(bytes sent, bytes in all)."""
-RETRY_S = 10.0
-"""How long a request to a control plane that is away is tried again: as long as one takes to restart."""
+if TYPE_CHECKING:
+    from typing import Self
+
+P = ParamSpec("P")
+T = TypeVar("T")
+CHUNK_BYTES = 1 << 20
+CONNECT_S = 5.0
+INFERENCE_S = 3600.0
+"""Seconds that an inference may take where the caller sets no deadline; the platform's own limits are far below."""
 
 
-class Client:
-    """A connection to a platform.
+class Drives(Protocol):
+    """What carries flows out."""
+
+    memory: Memory
+
+
+D = TypeVar("D", bound=Drives)
+
+
+class Bound(Generic[D]):
+    """Operations that belong to a client."""
+
+    def __init__(self, driver: D) -> None:
+        self._driver = driver
+
+
+class operation(Generic[P, T]):
+    """A flow as a method: of a `Client` it returns the result, of an `AsyncClient` an awaitable of it."""
+
+    def __init__(self, flow: Callable[Concatenate[Memory, P], Flow[T]]) -> None:
+        self._flow = flow
+        self.__doc__ = flow.__doc__
+
+    @overload
+    def __get__(self, at: None, owner: type) -> operation[P, T]: ...
+    @overload
+    def __get__(self, at: Bound[Client], owner: type) -> Callable[P, T]: ...
+    @overload
+    def __get__(self, at: Bound[AsyncClient], owner: type) -> Callable[P, Awaitable[T]]: ...
+    def __get__(self, at: Any, owner: type) -> Any:
+        """Bind to a client's driver."""
+        if at is None:
+            return self
+        flow, driver = self._flow, at._driver
+
+        @wraps(flow)
+        def run(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return driver.run(flow(driver.memory, *args, **kwargs))
+
+        return run
+
+
+def one(call: Callable[P, Call[T]]) -> operation[P, T]:
+    """The operation that is a single request of `calls`."""
+
+    @wraps(call)
+    def flow(memory: Memory, /, *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
+        return flows.request(memory, call(*args, **kwargs))
+
+    return operation(flow)
+
+
+class Models(Bound[D]):
+    """The registry."""
+
+    push = operation(flows.push)
+    list = operation(flows.list_models)
+    show = one(calls.show_model)
+    update = one(calls.update_model)
+    versions = one(calls.list_versions)
+    show_version = one(calls.show_version)
+    grant = one(calls.grant)
+    revoke = one(calls.revoke_grant)
+
+
+class Deployments(Bound[D]):
+    """Versions as they run."""
+
+    create = operation(flows.create_deployment)
+    list = one(calls.list_deployments)
+    show = one(calls.show_deployment)
+    scale = one(calls.scale)
+    remove = one(calls.undeploy)
+
+
+class Traffic(Bound[D]):
+    """Which version answers whom."""
+
+    show = one(calls.show_traffic)
+    set = one(calls.set_traffic)
+    rollback = one(calls.rollback)
+    pin = one(calls.pin)
+    unpin = one(calls.unpin)
+    history = one(calls.traffic_history)
+
+
+class Tenants(Bound[D]):
+    """Teams."""
+
+    list = one(calls.list_tenants)
+    show = one(calls.show_tenant)
+    create = one(calls.create_tenant)
+    update = one(calls.update_tenant)
+
+
+class Keys(Bound[D]):
+    """API keys."""
+
+    list = one(calls.list_keys)
+    create = one(calls.create_key)
+    revoke = one(calls.revoke_key)
+
+
+class Operations(Bound[D]):
+    """What both clients can do.
 
     Args:
         url: of the inference API; see `config.resolve` for where it and the others come from when left out.
@@ -35,6 +140,18 @@ class Client:
         timeout_s: of each request to the control plane.
     """
 
+    predict = operation(flows.predict)
+    signature = operation(flows.signature)
+    call = operation(flows.request)
+    status = one(calls.status)
+    changes = one(calls.list_changes)
+    push = operation(flows.push)
+    deploy = operation(flows.deploy)
+    scale = one(calls.scale)
+    undeploy = one(calls.undeploy)
+    set_traffic = one(calls.set_traffic)
+    rollback = one(calls.rollback)
+
     def __init__(
         self,
         url: str | None = None,
@@ -42,280 +159,146 @@ class Client:
         control_url: str | None = None,
         timeout_s: float = 90.0,
     ) -> None:
-        self.access = resolve(url, api_key, control_url)
-        headers = {"authorization": f"Bearer {self.access.api_key}"}
-        self._control = httpx.Client(base_url=self.access.control_url, headers=headers, timeout=timeout_s)
-        self._data = httpx.Client(base_url=self.access.url, headers=headers, timeout=None)
-        self._signatures: dict[str, Signature] = {}
+        driver: Any = self
+        super().__init__(driver)
+        self.access: Access = resolve(url, api_key, control_url)
+        self.memory = Memory()
+        self.timeout_s = timeout_s
+        self.models: Models[D] = Models(driver)
+        self.deployments: Deployments[D] = Deployments(driver)
+        self.traffic: Traffic[D] = Traffic(driver)
+        self.tenants: Tenants[D] = Tenants(driver)
+        self.keys: Keys[D] = Keys(driver)
 
-    def __enter__(self) -> Client:
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.access.url!r}, control_url={self.access.control_url!r})"
+
+    def _options(self, plane: str) -> dict[str, Any]:
+        """Of an httpx client for one plane."""
+        return {
+            "base_url": self.access.control_url if plane == "control" else self.access.url,
+            "headers": {"authorization": f"Bearer {self.access.api_key}"},
+            "timeout": httpx.Timeout(self.timeout_s if plane == "control" else INFERENCE_S, connect=CONNECT_S),
+        }
+
+    def _arguments(self, send: Send) -> dict[str, Any]:
+        """Of an httpx request; its file is the driver's to read."""
+        given: dict[str, Any] = {"params": send.query or None, "headers": send.headers, "content": send.content}
+        if send.timeout_s is not None:
+            # The platform's own 504 says more than a time-out here: give it time to arrive.
+            given["timeout"] = httpx.Timeout(send.timeout_s + CONNECT_S, connect=CONNECT_S)
+        return given
+
+    def _lost(self, send: Send, error: httpx.TransportError) -> Lost:
+        url = self.access.control_url if send.plane == "control" else self.access.url
+        refused = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+        return Lost(url, str(error) or type(error).__name__, refused)
+
+
+class Client(Operations["Client"]):
+    """A connection to a platform. Safe to share between threads."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._http = {plane: httpx.Client(**self._options(plane)) for plane in ("control", "data")}
+
+    def run(self, flow: Flow[T]) -> T:
+        """Carry a flow out."""
+        answer: Answer | Lost | None = None
+        try:
+            while True:
+                step = flow.send(answer)
+                answer = None
+                if isinstance(step, Send):
+                    answer = self._send(step)
+                else:
+                    time.sleep(step.seconds)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            flow.close()
+
+    def _send(self, send: Send) -> Answer | Lost:
+        arguments = self._arguments(send)
+        if send.file is not None:
+            arguments["content"] = _chunks(send)
+        try:
+            reply = self._http[send.plane].request(send.method, send.path, **arguments)
+        except httpx.TransportError as error:
+            return self._lost(send, error)
+        return Answer(reply.status_code, reply.headers, reply.content)
+
+    def close(self) -> None:
+        """Close the connections."""
+        for http in self._http.values():
+            http.close()
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._control.close()
-        self._data.close()
 
-    def call(self, call: Call[Any]) -> Any:
-        """Send a request of `calls` to the control plane; those that are safe to send again are, while it is away.
+class AsyncClient(Operations["AsyncClient"]):
+    """A connection to a platform, for asyncio: every operation of `Client`, awaited."""
 
-        Raises:
-            HeadraceError: what the platform said; Unreachable when it does not answer.
-        """
-        headers = {"idempotency-key": call.key} if call.key else {}
-        content = msgspec.json.encode(call.body) if call.body is not None else None
-        if content is not None:
-            headers["content-type"] = "application/json"
-        safe = call.method == "GET" or call.key is not None
-        end = time.monotonic() + RETRY_S
-        connected = False
-        while True:
-            try:
-                reply = self._control.request(
-                    call.method, call.path, params=call.query, content=content, headers=headers
-                )
-                return calls.read(call.reply, reply.status_code, reply.content)
-            except httpx.ConnectError as error:
-                # Nobody there at all: only one that was there a moment ago is waited for.
-                if not connected or time.monotonic() > end:
-                    raise _unreachable(self.access.control_url, error) from None
-            except httpx.TransportError as error:
-                connected = True
-                if not safe or time.monotonic() > end:
-                    raise _unreachable(self.access.control_url, error) from None
-            time.sleep(0.1)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._http = {plane: httpx.AsyncClient(**self._options(plane)) for plane in ("control", "data")}
 
-    # ------------------------------------------------------------------------------------------------ inference
-    def signature(self, model: str) -> Signature:
-        """What a model takes and gives, asked once."""
-        if model not in self._signatures:
-            reference = parse_reference(model)
-            reply = self._get(_model_path(reference.model, reference.tenant, reference.version))
-            if reply.status_code != 200:
-                from headrace.client.predict import decode
-
-                decode(reply.status_code, reply.headers, reply.content)
-            self._signatures[model] = msgspec.json.decode(reply.content, type=Signature)
-        return self._signatures[model]
-
-    def _get(self, path: str) -> httpx.Response:
+    async def run(self, flow: Flow[T]) -> T:
+        """Carry a flow out."""
+        answer: Answer | Lost | None = None
         try:
-            return self._data.get(path)
-        except httpx.TransportError as error:
-            raise _unreachable(self.access.url, error) from None
-
-    def predict(
-        self,
-        model: str,
-        rows: object,
-        *,
-        version: int | None = None,
-        unit: str | None = None,
-        timeout_s: float | None = None,
-        outputs: list[str] | None = None,
-    ) -> Any:
-        """Run a model.
-
-        Args:
-            model: ``churn``, ``churn@4`` or ``tenant/churn``.
-            rows: array (n, ...) or one row, nested lists, a pandas, polars or Arrow table, or a dict of one per input.
-            version: bypasses the traffic policy.
-            unit: user or session that shall always meet the same version.
-            timeout_s: deadline of the whole request.
-            outputs: names of those wanted; all when left out.
-
-        Returns:
-            A `Prediction`.
-
-        Raises:
-            InvalidInput, Unauthenticated, Forbidden, NotFound, QuotaExceeded, Unavailable, DeadlineExceeded,
-            Unreachable.
-        """
-        from headrace.client import predict
-
-        reference = parse_reference(model)
-        number = version or reference.version
-        name = f"{reference.tenant}/{reference.model}" if reference.tenant else reference.model
-        signature = self.signature(f"{name}@{number}" if number else name)
-        body, headers = predict.encode(predict.to_arrays(rows, signature), signature, outputs)
-        if unit is not None:
-            headers["x-unit"] = unit
-        if timeout_s is not None:
-            headers["x-request-timeout-ms"] = str(max(int(timeout_s * 1000), 1))
-        try:
-            reply = self._data.post(
-                _model_path(reference.model, reference.tenant, number) + "/infer", content=body, headers=headers
-            )
-        except httpx.TransportError as error:
-            raise _unreachable(self.access.url, error) from None
-        try:
-            return predict.decode(reply.status_code, reply.headers, reply.content)
-        except (InvalidInput, NotFound):
-            self._signatures.clear()  # perhaps another version serves by now
-            raise
-
-    # ------------------------------------------------------------------------------------------------ registry
-    def push(
-        self,
-        model: str,
-        what: object,
-        *,
-        engine: r.Engine | None = None,
-        outputs: list[str] | None = None,
-        nan: str | None = None,
-        batch_max: int | None = None,
-        trust: bool = False,
-        metrics: dict[str, float] | None = None,
-        tags: dict[str, str] | None = None,
-        description: str = "",
-        progress: Progress | None = None,
-    ) -> r.Outcome[r.Version]:
-        """Register a version from a file, a folder or an object; see `artifacts.pack`. What the platform has already is
-        not sent again."""
-        packed = artifacts.pack(what)
-        try:
-            self._upload(packed.path, packed.digest, progress)
+            while True:
+                step = flow.send(answer)
+                answer = None
+                if isinstance(step, Send):
+                    answer = await self._send(step)
+                else:
+                    await asyncio.sleep(step.seconds)
+        except StopIteration as end:
+            result: T = end.value
+            return result
         finally:
-            if packed.temporary:
-                packed.path.unlink(missing_ok=True)
-        options = None
-        if outputs or nan or batch_max or trust or packed.trust:
-            chosen = engine or packed.engine
-            default = "allow" if chosen in ("xgboost", "lightgbm") else "reject"
-            options = msgspec.convert(
-                {
-                    "outputs": outputs or [],
-                    "nan": nan or default,
-                    "batch_max": batch_max or 256,
-                    "trust": trust or packed.trust,
-                },
-                EngineOptions,
-            )
-        outcome: r.Outcome[r.Version] = self.call(
-            calls.register(
-                model,
-                packed.digest,
-                packed.file_name,
-                engine or packed.engine,
-                options,
-                metrics,
-                tags,
-                description,
-            )
-        )
-        return outcome
+            flow.close()
 
-    def _upload(self, path: Path, digest: str, progress: Progress | None) -> None:
-        size = path.stat().st_size
-        url = f"/api/v1/artifacts/{digest}"
-
-        def chunks() -> Iterator[bytes]:
-            sent = 0
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    yield chunk
-                    sent += len(chunk)
-                    if progress is not None:
-                        progress(sent, size)
-
+    async def _send(self, send: Send) -> Answer | Lost:
+        arguments = self._arguments(send)
+        if send.file is not None:
+            arguments["content"] = _async_chunks(send)
         try:
-            if self._control.head(url).status_code == 200:
-                if progress is not None:
-                    progress(size, size)
-                return
-            headers = {"content-length": str(size)}
-            reply = self._control.put(url, content=chunks(), headers=headers)
+            reply = await self._http[send.plane].request(send.method, send.path, **arguments)
         except httpx.TransportError as error:
-            raise _unreachable(self.access.control_url, error) from None
-        calls.read(r.Artifact, reply.status_code, reply.content)
+            return self._lost(send, error)
+        return Answer(reply.status_code, reply.headers, reply.content)
 
-    # ------------------------------------------------------------------------------------------------ deployments
-    def deploy(
-        self,
-        reference: str,
-        *,
-        replicas: int = 1,
-        threads: int = 1,
-        traffic: float | None = None,
-        reason: str | None = None,
-        wait_s: float | None = 60.0,
-        watch: Callable[[r.Deployment], None] | None = None,
-    ) -> r.Deployment:
-        """Deploy a version and wait until it is ready and has its share of the traffic.
+    async def aclose(self) -> None:
+        """Close the connections."""
+        for http in self._http.values():
+            await http.aclose()
 
-        Args:
-            reference: ``churn@4``, or ``churn`` for the latest.
-            replicas: how many processes.
-            threads: of the engine, per replica.
-            traffic: percent of the traffic it takes once ready.
-            reason: for the audit.
-            wait_s: how long to wait; None: not at all.
-            watch: is shown the deployment at every look.
+    async def __aenter__(self) -> Self:
+        return self
 
-        Raises:
-            Unprocessable: it failed, with what it said.
-            Unavailable: it was not ready in time.
-        """
-        outcome: r.Outcome[r.Deployment] = self.call(calls.deploy(reference, replicas, threads, traffic, reason))
-        found = outcome.result
-        if wait_s is None:
-            return found
-        tenant = parse_reference(reference).tenant
-        name = f"{tenant}/{found.model}@{found.version}" if tenant else f"{found.model}@{found.version}"
-        end = time.monotonic() + wait_s
-        while not _settled(found, traffic):
-            if found.state == "failed":
-                raise Unprocessable(f"{name} failed: {found.detail}", hint="push a version that loads")
-            if time.monotonic() > end:
-                raise Unavailable(f"{name} is not ready after {wait_s:g} s: {found.state}, {found.detail}")
-            time.sleep(0.05)
-            found = self.call(calls.show_deployment(name))
-            if watch is not None:
-                watch(found)
-        return found
-
-    # ------------------------------------------------------------------------------------------------ the rest
-    def scale(self, reference: str, replicas: int, reason: str | None = None) -> r.Outcome[r.Deployment]:
-        """Want another number of replicas."""
-        outcome: r.Outcome[r.Deployment] = self.call(calls.scale(reference, replicas, reason))
-        return outcome
-
-    def undeploy(self, reference: str) -> r.Outcome[r.Deployment]:
-        """Want a version to run no more."""
-        outcome: r.Outcome[r.Deployment] = self.call(calls.undeploy(reference))
-        return outcome
-
-    def set_traffic(self, model: str, weights: dict[int, float], reason: str | None = None) -> r.Outcome[r.Traffic]:
-        """Split a model's traffic: version -> percent."""
-        texts = {str(version): percent for version, percent in weights.items()}
-        outcome: r.Outcome[r.Traffic] = self.call(calls.set_traffic(model, texts, reason))
-        return outcome
-
-    def rollback(self, model: str, reason: str | None = None) -> r.Outcome[r.Traffic]:
-        """Put back the split before the one in force."""
-        outcome: r.Outcome[r.Traffic] = self.call(calls.rollback(model, reason))
-        return outcome
-
-    def status(self) -> r.Status:
-        """The platform at a glance."""
-        found: r.Status = self.call(calls.status())
-        return found
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
 
-def _settled(found: r.Deployment, traffic: float | None) -> bool:
-    """Ready in full, and with the traffic that it was to take."""
-    if found.ready < found.replicas:
-        return False
-    return not traffic or found.traffic_percent > 0
+def _chunks(send: Send) -> Iterator[bytes]:
+    """A file's bytes, and the sender told of them."""
+    assert send.file is not None
+    size, sent = send.file.stat().st_size, 0
+    with send.file.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+            sent += len(chunk)
+            if send.progress is not None:
+                send.progress(sent, size)
 
 
-def _model_path(model: str, tenant: str | None, version: int | None) -> str:
-    name = f"{tenant}%2F{model}" if tenant else model
-    return f"/v2/models/{name}" + (f"/versions/{version}" if version else "")
-
-
-def _unreachable(url: str, error: Exception) -> Unreachable:
-    return Unreachable(f"{url} does not answer: {error}", hint="is the platform running? headrace up")
+async def _async_chunks(send: Send) -> AsyncIterator[bytes]:
+    for chunk in _chunks(send):
+        yield chunk

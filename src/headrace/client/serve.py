@@ -29,6 +29,7 @@ class Platform:
     def __init__(self, data: str | None = None) -> None:
         self._temporary = data is None
         self.folder = Path(data or tempfile.mkdtemp(prefix="headrace-"))
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._log = (self.folder / "up.log").open("w+")
         command = [sys.executable, "-m", "headrace.cli.main", "up", "--data", str(self.folder)]
         ports = ["--http-port", "0", "--grpc-port", "-1", "--control-port", "0"]

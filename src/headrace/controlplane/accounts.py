@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
 import secrets
 import tempfile
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from sqlalchemy import (
     update,
 )
 
+from headrace.controlplane import changes
+from headrace.controlplane.changes import Record
 from headrace.core.database import metadata, now
 from headrace.core.resources import Key, Quota, Role, Tenant
 
@@ -122,10 +126,12 @@ def find_key(connection: Connection, id_: str) -> KeyRow | None:
 
 
 def key_by_text(connection: Connection, text: str) -> KeyRow | None:
-    """The active key of this text. Looked up by digest: timing tells nothing of the secret."""
+    """The active key of this text: found by the id in it, compared in constant time."""
+    found = find_key(connection, "_".join(text.split("_", 2)[:2]))
     digest = hashlib.sha256(text.encode()).digest()
-    row = connection.execute(select(keys).where(keys.c.digest == digest, keys.c.state == "active")).first()
-    return None if row is None else KeyRow(**row._asdict())
+    if found is None or found.state != "active" or not hmac.compare_digest(found.digest, digest):
+        return None
+    return found
 
 
 def create_key(connection: Connection, tenant: int, role: Role, label: str) -> tuple[KeyRow, str]:
@@ -146,19 +152,34 @@ def bootstrap(connection: Connection, credentials: Path, urls: dict[str, str]) -
     """Tenant ``default`` and an admin key in `credentials`, where there are none; and where the ports are now.
 
     The file is written before the key is committed: a crash between the two leaves a file whose key nobody holds, and
-    the next start makes another."""
+    the next start makes another. A key that was revoked on purpose is not made again while another admin is left.
+    """
     if find_tenant(connection, "default") is None:
         create_tenant(connection, "default", Quota())
-    text = ""
-    if credentials.exists():
-        lines = credentials.read_text().splitlines()
-        text = next((line.split('"')[1] for line in lines if line.startswith("api_key")), "")
-    if not text or key_by_text(connection, text) is None:
-        _, text = create_key(connection, 0, "admin", "made at first start")
+        changes.append(connection, "platform", Record("tenant.create", "default", "default"), "first start")
+    text = _kept_key(credentials)
+    admins = [key for key in list_keys(connection) if key.role == "admin" and key.state == "active"]
+    if not text or (key_by_text(connection, text) is None and not admins):
+        row, text = create_key(connection, 0, "admin", "made at start")
+        record = Record("key.create", "default", row.id, None, {"id": row.id, "role": row.role})
+        changes.append(connection, "platform", record, f"there was none in {credentials.name}")
     lines = [f'api_key = "{text}"', *(f'{name} = "{url}"' for name, url in urls.items())]
-    fd, temporary = tempfile.mkstemp(dir=credentials.parent)
+    fd, temporary = tempfile.mkstemp(dir=credentials.parent, prefix=".credentials-")  # 0600
     with os.fdopen(fd, "w") as file:
         file.write("\n".join(lines) + "\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, credentials)
+    folder = os.open(credentials.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _kept_key(credentials: Path) -> str:
+    """The key's text in the file; empty where there is none or the file is no TOML any more."""
+    try:
+        return str(tomllib.loads(credentials.read_text()).get("api_key", ""))
+    except (FileNotFoundError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import Awaitable, Callable
 
@@ -12,6 +13,7 @@ import msgspec
 from headrace.core import frames
 from headrace.core.report import Command, CommandReply, Hello, ReplicaReport, RouterReport
 
+log = logging.getLogger("headrace.controlplane.link")
 Reports = Callable[[RouterReport | ReplicaReport], None]
 Commands = Callable[[Command], Awaitable[CommandReply]]
 
@@ -130,6 +132,10 @@ class Peer(frames.FrameProtocol):
             task.add_done_callback(hub.tasks.discard)
 
     async def _command(self, rid: int, command: Command) -> None:
-        reply = await self.hub.on_command(command)
+        try:
+            reply = await self.hub.on_command(command)
+        except Exception:
+            log.exception("%s %s failed", command.verb, command.model)
+            reply = CommandReply(500, "the control plane failed; its log says why")
         if not self.transport.is_closing():
             self.transport.write(frames.frame(frames.COMMAND, rid, body=msgspec.msgpack.encode(reply)))

@@ -20,8 +20,8 @@ from headrace.controlplane.routing_state import Reader, RoutingState
 from headrace.controlplane.store import Store
 from headrace.core.specs import ReplicaSpec, ServedVersion
 from headrace.deploy import store as deploy_store
+from headrace.deploy.fleet import replica_id
 from headrace.deploy.local import LocalFleet
-from headrace.deploy.node import replica_id
 from headrace.deploy.reconcile import Memory, Plan, Standing, Target, Want, reconcile, retire
 from headrace.registry.artifacts import Artifacts
 from headrace.traffic import store as traffic_store

@@ -21,7 +21,7 @@ from headrace.controlplane.metrics import Metrics
 from headrace.controlplane.platform import Platform, Principal, Request
 from headrace.controlplane.publisher import Publisher
 from headrace.controlplane.store import Store, open_store
-from headrace.core.errors import HeadraceError
+from headrace.core.errors import HeadraceError, NotFound
 from headrace.core.process import Events, watch_stop
 from headrace.core.report import Command, CommandReply
 from headrace.core.resources import DeploymentCreate, Role
@@ -49,7 +49,9 @@ class Commands:
     async def _do(self, command: Command) -> None:
         platform = self._platform
         tenants = await platform.store.run(accounts.list_tenants)
-        tenant = next(t for t in tenants if t.index == command.tenant)
+        tenant = next((t for t in tenants if t.index == command.tenant), None)
+        if tenant is None:
+            raise NotFound("the tenant does not exist any more", field="tenant")
         role: Role = command.role  # type: ignore[assignment]
         request = Request(Principal("data-plane", tenant, role))
         if command.verb == "load":
@@ -87,7 +89,16 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     await manager.tick()
     managing = loop.create_task(manager.run())
     app = create_app(platform, spec.artifact_max_bytes)
-    config = uvicorn.Config(app, spec.host, spec.port, log_config=None, access_log=False, lifespan="on")
+    config = uvicorn.Config(
+        app,
+        spec.host,
+        spec.port,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=max(int(spec.drain_s), 1),
+    )
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     serving = loop.create_task(server.serve())

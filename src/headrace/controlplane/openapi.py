@@ -11,7 +11,11 @@ from typing import Any
 import msgspec
 from litestar import Litestar
 
+from headrace.controlplane.platform import REPLICAS_MAX
+from headrace.core import resources, schema, specs
+from headrace.core.names import NAME
 from headrace.core.resources import Problem
+from headrace.registry.registration import BATCH_MAX
 
 PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 ALWAYS = {"400": "A field, parameter or header is not as described; `field` names it.", "401": "No key, or no such."}
@@ -40,23 +44,88 @@ IF_MATCH = {
     "example": '"3"',
 }
 
+NAMED = {"pattern": f"^{NAME.pattern}$"}
+DIGEST = {"pattern": "^[0-9a-f]{64}$"}
+RATE = {"exclusiveMinimum": 0, "maximum": 1e9}
+VERSION = {"minimum": 1, "maximum": (1 << 31) - 1}
+LIMITS: dict[str, dict[str, dict[str, Any]]] = {
+    "TenantCreate": {"name": NAMED},
+    "Quota": {"rate_per_s": RATE, "burst": RATE, "max_in_flight": {"minimum": 1, "maximum": 10_000_000}},
+    "TenantUpdate": {"rate_per_s": RATE, "burst": RATE, "max_in_flight": {"minimum": 1, "maximum": 10_000_000}},
+    "KeyCreate": {"label": {"maxLength": 200}},
+    "ModelUpdate": {
+        "timeout_s": {"exclusiveMinimum": 0, "maximum": 3600},
+        "body_max_bytes": {"minimum": 1, "maximum": 1 << 30},
+    },
+    "VersionCreate": {"digest": DIGEST, "file_name": {"pattern": "^[^/\\x00]{1,255}$"}},
+    "EngineOptions": {"batch_max": {"minimum": 1, "maximum": BATCH_MAX}},
+    "DeploymentCreate": {
+        "model": {"pattern": f"^({NAME.pattern}/)?{NAME.pattern}(@[1-9][0-9]{{0,8}})?$"},
+        "version": VERSION,
+        "replicas": {"minimum": 0, "maximum": REPLICAS_MAX},
+        "threads": {"minimum": 1, "maximum": 256},
+        "traffic_percent": {"minimum": 0, "maximum": 100},
+    },
+    "DeploymentUpdate": {"replicas": {"minimum": 0, "maximum": REPLICAS_MAX}},
+    "OverrideUpdate": {"version": VERSION},
+    "TrafficUpdate": {
+        "weights": {
+            "minProperties": 1,
+            "propertyNames": {"pattern": "^[1-9][0-9]{0,8}$"},
+            "additionalProperties": {"type": "number", "minimum": 0, "maximum": 100},
+            "description": "Version -> percent; they add up to 100, and the smallest share is .01.",
+            "examples": [{"3": 90, "4": 10}],
+        }
+    },
+}
+"""What the use cases check of a field beyond its type."""
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "digest": DIGEST,
+    "reference": {"pattern": f"^{NAME.pattern}@[1-9][0-9]{{0,8}}$", "examples": ["churn@4"]},
+    "since": {"format": "date-time", "examples": ["2026-01-31T08:00:00Z"]},
+}
+
 
 def document(app: Litestar) -> bytes:
     """The OpenAPI document of an application, as JSON."""
-    schema = app.openapi_schema.to_schema()
-    _, problem = msgspec.json.schema_components((Problem,), ref_template="#/components/schemas/{name}")
-    problem["Problem"]["examples"] = [msgspec.to_builtins(EXAMPLE)]
-    components = schema.setdefault("components", {})
-    components["schemas"] = components.get("schemas", {}) | problem
-    for path, operations in schema["paths"].items():
+    document: dict[str, Any] = app.openapi_schema.to_schema()
+    components = document.setdefault("components", {})
+    components["schemas"] = components.get("schemas", {}) | _schemas()
+    for path, operations in document["paths"].items():
         for method, operation in operations.items():
             if isinstance(operation, dict) and "responses" in operation:
                 _complete(path, method, operation)
-    return msgspec.json.encode(schema)
+    return msgspec.json.encode(document)
+
+
+def _schemas() -> dict[str, Any]:
+    """The exact schemas of all our structs, by name, with what is checked of their fields."""
+    structs = [
+        kind
+        for module in (resources, specs, schema)
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and not getattr(kind, "__parameters__", ())
+    ]
+    _, found = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
+    for name, fields in LIMITS.items():
+        for field, limits in fields.items():
+            described = found[name]["properties"][field]
+            choices = described.get("anyOf", [described])
+            for choice in choices:
+                if choice.get("type") != "null":
+                    choice |= limits
+    found["Problem"]["examples"] = [msgspec.to_builtins(EXAMPLE)]
+    return found
 
 
 def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
     mutation = method not in ("get", "head")
+    for parameter in operation.get("parameters", ()):
+        choices = parameter["schema"].pop("oneOf", [{}])
+        parameter["schema"] |= next(choice for choice in choices if choice.get("type") != "null")
+        parameter["schema"] |= PARAMETERS.get(parameter["name"], {})
+        if parameter["name"] == "cursor" and path.endswith("/changes"):
+            parameter["schema"]["pattern"] = "^[0-9]{1,18}$"
     statuses = dict(ALWAYS)
     statuses["403"] = "The key's role or tenant does not reach this."
     statuses["500"] = "Our fault."

@@ -31,7 +31,7 @@ from headrace.deploy import store as deploy_store
 from headrace.deploy.reconcile import Standing, Target
 from headrace.registry import registration
 from headrace.registry import store as registry
-from headrace.registry.artifacts import Artifacts, check_digest
+from headrace.registry.artifacts import Artifacts
 from headrace.registry.examiner import Examiner
 from headrace.registry.store import ModelRow, VersionRow
 from headrace.traffic import store as traffic
@@ -175,14 +175,14 @@ class Platform:
         """Register a version; returns its number. Raises InvalidInput, NotFound, Unprocessable."""
         request.principal.need("developer")
         check_name(name, "model")
-        size = self.artifacts.size(check_digest(body.digest))
+        engine = registration.check(body)
+        size = self.artifacts.size(body.digest)
         if size is None:
             raise NotFound(
                 f"digest: no artifact {body.digest[:12]}...",
                 field="digest",
                 hint="PUT /api/v1/artifacts/{digest} first",
             )
-        engine = registration.check(body)
         known = await self.store.run(lambda c: self._same_as_latest(c, request, name, engine, body))
         if known is not None:
             return await self._known(request, name, known)

@@ -68,7 +68,7 @@ def _of_validation(error: ValidationException) -> Problem:
     if path:
         field = path.group(1)
         message = message.split(" - at `")[0]
-    unknown = re.search(r"contains unknown field `([^`]+)`", message)
+    unknown = re.search(r"contains unknown field `([^`]*)`", message)
     if unknown:
         field = f"{field}.{unknown.group(1)}" if field and field != "data" else unknown.group(1)
     missing = re.search(r"missing required field `([^`]+)`", message)
@@ -76,6 +76,11 @@ def _of_validation(error: ValidationException) -> Problem:
         field = missing.group(1)
     text = f"{field}: {message}" if field else message
     return make(400, "invalid-input", text, field or None)
+
+
+def of_encoding(_: Request[Any, Any, Any], error: UnicodeDecodeError) -> Response[bytes]:
+    """A body that is no text."""
+    return response(make(400, "invalid-input", f"body: not UTF-8 at byte {error.start}", "body"))
 
 
 def of_any(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

@@ -6,7 +6,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from headrace.core.schema import Signature
+from headrace.core.signature import Signature
 from headrace.core.specs import EngineOptions, ReplicaState
 
 T = TypeVar("T")

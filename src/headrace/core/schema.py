@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import numpy as np
+
+from headrace.core.signature import Signature, TensorSpec
+
+__all__ = ["DATATYPES", "Signature", "TensorSpec", "datatype_of"]
 
 DATATYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
@@ -32,23 +35,3 @@ def datatype_of(dtype: np.dtype[Any]) -> str | None:
     if dtype.kind in "SUO":
         return "BYTES"
     return _OF_DTYPE.get(dtype.newbyteorder("<"))
-
-
-class TensorSpec(msgspec.Struct, frozen=True):
-    """One input or output. `shape` has -1 for a dimension of any size."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-
-
-class Signature(msgspec.Struct, frozen=True):
-    """What a version takes and gives."""
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-    @property
-    def batchable(self) -> bool:
-        """Whether the first dimension of every tensor is free, so that requests may share a run."""
-        return all(spec.shape[:1] == (-1,) for spec in (*self.inputs, *self.outputs))

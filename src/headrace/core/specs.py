@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from headrace.core.schema import Signature
+from headrace.core.signature import Signature
 
 ReplicaState = Literal["starting", "loading", "warming", "ready", "draining", "stopped", "crashed", "failed"]
 """`crashed`: the process ended by itself; `failed`: it said why it cannot serve (an artifact that does not load)."""

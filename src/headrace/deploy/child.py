@@ -1,22 +1,31 @@
 """A child process of the node agent: its spec goes in on standard input, its event lines come out.
 
 Standard input stays open for as long as the node lives: that it ends tells the child that the node has gone, even by
-kill -9. Each child has a session of its own, so that Ctrl-C reaches the node alone.
+kill -9. Each child has a session of its own, so that Ctrl-C reaches the node alone, and so that what a child leaves
+behind when it dies can be ended with it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+log = logging.getLogger("headrace.deploy.child")
 LOG_MAX = 16 << 20
+LINE_MAX = 1 << 20
 TAIL = 4096
+LAST_LINES_S = 1.0
+"""How long the event lines of a process that has ended are still read: whoever inherited the pipe may hold it open."""
+NOT_STARTED = 127
+"""Exit code of a process that could not be started at all, as a shell has it."""
 
 
 class Child:
@@ -27,8 +36,8 @@ class Child:
         module: ``python -m MODULE``.
         spec: handed over as the first line of standard input.
         logs: folder of the logs.
-        on_line: receives every event line.
-        on_exit: receives the exit code, negative for a signal.
+        on_line: receives every event line; one that it refuses with a ValueError is logged and skipped.
+        on_exit: receives the exit code, negative for a signal; called once, whatever happens.
     """
 
     def __init__(
@@ -49,49 +58,77 @@ class Child:
         self._on_line = on_line
         self._on_exit = on_exit
         self._process: asyncio.subprocess.Process | None = None
+        self._signal = 0
+        """What it is to get as soon as it is there."""
         self._task = asyncio.get_running_loop().create_task(self._run())
-        self._stopping = False
 
     async def _run(self) -> None:
+        code = NOT_STARTED
+        try:
+            process = await self._start()
+            code = await self._follow(process)
+        except OSError as error:
+            log.error("%s cannot be started: %s", self.name, error)
+        finally:
+            self.exited.set()
+            self._on_exit(code)
+
+    async def _start(self) -> asyncio.subprocess.Process:
         with contextlib.suppress(OSError):
             if self._log.stat().st_size > LOG_MAX:
                 os.replace(self._log, self._log.with_suffix(".log.1"))
-        with self._log.open("ab") as log:
+        with self._log.open("ab") as file:
             self._process = process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 self._module,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                stderr=log,
+                stderr=file,
                 start_new_session=True,
+                limit=LINE_MAX,
             )
         self.pid = process.pid
+        return process
+
+    async def _follow(self, process: asyncio.subprocess.Process) -> int:
         assert process.stdin is not None and process.stdout is not None
         with contextlib.suppress(ConnectionError):
             process.stdin.write(msgspec.json.encode(self._spec) + b"\n")
             await process.stdin.drain()
-        if self._stopping:
-            self.terminate()
-        while line := await process.stdout.readline():
-            self._on_line(line)
+        if self._signal:
+            self._send(self._signal)
+        reading = asyncio.get_running_loop().create_task(self._read(process.stdout))
         code = await process.wait()
-        self.exited.set()
-        self._on_exit(code)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it started and left behind
+        await asyncio.wait([reading], timeout=LAST_LINES_S)
+        reading.cancel()
+        return code
+
+    async def _read(self, lines: asyncio.StreamReader) -> None:
+        while True:
+            try:
+                line = await lines.readline()
+                if not line:
+                    return
+                self._on_line(line)
+            except (ValueError, msgspec.MsgspecError) as error:
+                log.warning("%s: an event line that makes no sense: %s", self.name, error)
+
+    def _send(self, number: int) -> None:
+        self._signal = number
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
 
     def terminate(self) -> None:
         """Ask it to drain and leave."""
-        self._stopping = True
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.terminate()
+        self._send(signal.SIGTERM)
 
     def kill(self) -> None:
         """End it at once."""
-        self._stopping = True
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+        self._send(signal.SIGKILL)
 
     async def stop(self, timeout_s: float) -> None:
         """Drain, bounded; then kill."""
@@ -105,9 +142,9 @@ class Child:
     def log_tail(self) -> str:
         """The last line of its log, for people who ask why it ended."""
         try:
-            with self._log.open("rb") as log:
-                log.seek(max(self._log.stat().st_size - TAIL, 0))
-                lines = log.read().decode("utf-8", "replace").strip().splitlines()
+            with self._log.open("rb") as file:
+                file.seek(max(self._log.stat().st_size - TAIL, 0))
+                lines = file.read().decode("utf-8", "replace").strip().splitlines()
         except OSError:
             return ""
         return lines[-1][:300] if lines else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import Protocol
 
@@ -25,3 +26,8 @@ class Fleet(Protocol):
 
     def watch(self, changed: Callable[[], None]) -> None:
         """Have `changed` called whenever `statuses` differs."""
+
+
+def replica_id(model: str, version: int) -> str:
+    """A new replica's id, which says what it serves; short, for its end names a socket."""
+    return f"{model.rpartition('/')[2][:24]}-{version}-{secrets.token_hex(3)}"

@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import hashlib
 import os
-import secrets
 import signal
 import socket
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
 from headrace.core.config import Settings
-from headrace.core.errors import Conflict, HeadraceError
+from headrace.core.errors import HeadraceError, InvalidInput
+from headrace.core.logs import configure
 from headrace.core.specs import (
     ControlSpec,
     ProcessEvent,
@@ -34,14 +30,15 @@ from headrace.core.specs import (
     ReplicaStatus,
     RouterSpec,
 )
+from headrace.deploy import states
 from headrace.deploy.child import Child
+from headrace.deploy.place import lock, new_quota, reserve_port, run_folder
 from headrace.deploy.wire import NodeCommand, NodeState
 
 RESTART_S = (0.1, 10.0)
 """First and longest pause before a control plane or router is started again."""
-SOCKET_PATH_MAX = 90
-"""A Unix socket's path may have 107 bytes; what we add below the run folder has at most 17."""
-QUOTA_BYTES = 65_536 * 8
+LEAVING_S = 5.0
+"""How long the processes of a node that was killed may take to let go of their ports."""
 LINE_MAX = 64 << 20
 
 
@@ -55,6 +52,28 @@ class ReplicaRecord:
     detail: str = ""
     timings_s: dict[str, float] = field(default_factory=dict)
     stopping: bool = False
+
+    def stop(self) -> None:
+        """It was told to: whatever it still says of loading or being ready is late."""
+        self.stopping = True
+        if self.state not in states.ENDED:
+            self.state = "draining"
+
+    def said(self, event: ReplicaEvent) -> None:
+        """Take an event line. Raises IllegalTransition for a step that a replica may not make."""
+        self.state = states.step(states.REPLICA, self.state, event.state)
+        self.detail = event.detail
+        self.timings_s = event.timings_s or self.timings_s
+
+    def ended(self, code: int) -> None:
+        """Its process is no more."""
+        if self.state in states.ENDED:
+            return  # it has said why itself
+        if self.stopping or (code == 0 and self.state == "draining"):
+            self.state = states.step(states.REPLICA, self.state, "stopped")
+        else:
+            self.state = states.step(states.REPLICA, self.state, "crashed")
+            self.detail = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def status(self) -> ReplicaStatus:
         """As the fleet port shows it."""
@@ -188,32 +207,24 @@ class Node:
             self.replicas[command.replica] = record = ReplicaRecord(command.spec)
             record.child = self._start(record)
         elif command.verb == "stop" and record is not None and record.child is not None:
-            record.stopping = True
+            record.stop()
             record.child.terminate()
             asyncio.get_running_loop().call_later(command_grace(record.spec), record.child.kill)
-        elif command.verb == "forget" and record is not None and record.state in ("stopped", "crashed", "failed"):
+        elif command.verb == "forget" and record is not None and record.state in states.ENDED:
             del self.replicas[command.replica]
         self.touch()
 
     def _start(self, record: ReplicaRecord) -> Child:
         def line(text: bytes) -> None:
-            event = msgspec.json.decode(text, type=ReplicaEvent)
-            record.state, record.timings_s = event.state, event.timings_s or record.timings_s
-            record.detail = event.detail
+            record.said(msgspec.json.decode(text, type=ReplicaEvent))
             self.touch()
 
         def ended(code: int) -> None:
-            if record.state == "failed":
-                pass
-            elif record.stopping or (code == 0 and record.state == "draining"):
-                record.state = "stopped"
-            else:
-                record.state = "crashed"
-                how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-                record.detail = how
-            path = record.spec.address.removeprefix("unix:")
+            record.ended(code)
+            if record.state == "crashed" and record.child is not None and (last := record.child.log_tail()):
+                record.detail += f": {last}"
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+                os.unlink(record.spec.address.removeprefix("unix:"))
             self.touch()
 
         return Child(record.spec.id, "headrace.server.main", record.spec, self.logs, line, ended)
@@ -254,20 +265,29 @@ class Node:
     async def shut_down(self, hurry: asyncio.Event) -> None:
         """Routers first: they finish what is in flight; then replicas, then the control plane."""
         drain_s = self.settings.drain_s + 1.0
-        groups = [
-            [child for name, child in self.services.items() if name.startswith("router")],
-            [record.child for record in self.replicas.values() if record.child is not None],
-            [child for name, child in self.services.items() if name == "control"],
-        ]
+        await stop_all([c for name, c in self.services.items() if name.startswith("router")], drain_s, hurry)
+        # Only now: a replica that is draining leaves the snapshot, and the routers' last requests need it there.
         for record in self.replicas.values():
-            record.stopping = True
-        for group in groups:
-            stops = [asyncio.ensure_future(child.stop(drain_s)) for child in group if not child.exited.is_set()]
-            while not all(stop.done() for stop in stops):
-                if hurry.is_set():
-                    for child in group:
-                        child.kill()
-                await asyncio.wait(stops, timeout=0.2)
+            record.stop()
+        await stop_all([r.child for r in self.replicas.values() if r.child is not None], drain_s, hurry)
+        await stop_all([c for name, c in self.services.items() if name == "control"], drain_s, hurry)
+
+
+async def stop_all(children: list[Child], drain_s: float, hurry: asyncio.Event) -> None:
+    """Have processes drain and leave; at once when there is a hurry."""
+    loop = asyncio.get_running_loop()
+    stops = [loop.create_task(child.stop(drain_s)) for child in children if not child.exited.is_set()]
+    hurrying = loop.create_task(hurry.wait())
+    waiting = set(stops)
+    while waiting:
+        if hurry.is_set():
+            for child in children:
+                child.kill()
+            await asyncio.wait(waiting)
+            break
+        _, pending = await asyncio.wait({*waiting, hurrying}, return_when=asyncio.FIRST_COMPLETED)
+        waiting &= pending
+    hurrying.cancel()
 
 
 def command_grace(spec: ReplicaSpec) -> float:
@@ -275,79 +295,25 @@ def command_grace(spec: ReplicaSpec) -> float:
     return spec.drain_s + 5.0
 
 
-def lock(folder: Path) -> IO[str]:
-    """Take the data folder. Raises Conflict when another node has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    os.chmod(folder, 0o700)
-    file = (folder / "lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        raise Conflict(
-            f"data: {folder} is in use by another headrace (process {holder})",
-            field="data",
-            hint="stop that one, or give this one its own folder with --data",
-        ) from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    os.set_inheritable(file.fileno(), False)
-    return file
-
-
-def reserve_port(host: str, port: int, option: str) -> tuple[socket.socket, int]:
-    """Hold a port so that several processes may listen on it; returns it and its number. Raises Conflict."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    if port:
-        with socket.socket(family) as probe:
-            # As a server would: a port in TIME_WAIT is free, one that is listened on is not.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                raise Conflict(
-                    f"{option}: port {port} on {host} cannot be had: {error.strerror}",
-                    field=option,
-                    hint=f"choose another with --{option.replace('_', '-')}, 0 lets the system choose",
-                ) from None
-    held = socket.socket(family)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    held.bind((host, port))
-    return held, held.getsockname()[1]
-
-
-def run_folder(folder: Path) -> Path:
-    """Where sockets go: below the data folder, or in the temporary one where its path is too long for a socket."""
-    run = folder / "run"
-    if len(str(run)) > SOCKET_PATH_MAX:
-        name = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
-        run = Path(tempfile.gettempdir()) / f"headrace-{os.getuid()}-{name}"
-    run.mkdir(mode=0o700, exist_ok=True)
-    if run.stat().st_uid != os.getuid():
-        raise Conflict(f"data: {run} belongs to another user", field="data")
-    os.chmod(run, 0o700)
-    for left in run.iterdir():
-        if left.is_socket():
-            left.unlink()
-    return run
-
-
-async def serve(settings: Settings, folder: Path) -> int:
-    """Run the node until it is told to stop."""
+async def hold_ports(settings: Settings, folder: Path) -> tuple[list[socket.socket], dict[str, int]]:
+    """Reserve the ports of ``http``, ``grpc`` and ``control``; -1 for one that is off. Raises Conflict."""
+    # A node that ended by itself has taken its note away; one that was killed has processes that are just leaving.
+    patience_s = LEAVING_S if (folder / "node.json").exists() else 0.0
     held, ports = [], {}
     for kind in ("http", "grpc", "control"):
         wanted = getattr(settings, f"{kind}_port")
         ports[kind] = -1
         if wanted >= 0:
-            socket_, ports[kind] = reserve_port(settings.host, wanted, f"{kind}_port")
+            socket_, ports[kind] = await reserve_port(settings.host, wanted, f"{kind}_port", patience_s)
             held.append(socket_)
+    return held, ports
+
+
+async def serve(settings: Settings, folder: Path) -> int:
+    """Run the node until it is told to stop."""
+    held, ports = await hold_ports(settings, folder)
     run = run_folder(folder)
-    # A new file: arrival times of an earlier boot would mean nothing.
-    (run / "quota").unlink(missing_ok=True)
-    (run / "quota").write_bytes(bytes(QUOTA_BYTES))
+    new_quota(run)
     (folder / "logs").mkdir(exist_ok=True)
     node = Node(settings, folder, run, ports)
     loop = asyncio.get_running_loop()
@@ -362,7 +328,7 @@ async def serve(settings: Settings, folder: Path) -> int:
         loop.add_signal_handler(number, interrupted)
     server = await asyncio.start_unix_server(node.connected, str(run / "node.sock"), limit=LINE_MAX)
     os.chmod(run / "node.sock", 0o600)
-    tasks = [loop.create_task(node.tell())]
+    telling = loop.create_task(node.tell())
     specs = node.service_specs()
     services = [loop.create_task(node.keep(name, module, spec)) for name, (module, spec) in specs.items()]
     announcing = loop.create_task(announce(node, set(specs)))
@@ -372,8 +338,7 @@ async def serve(settings: Settings, folder: Path) -> int:
     await node.shut_down(hurry)
     await asyncio.gather(*services)
     server.close()
-    for task in tasks:
-        task.cancel()
+    telling.cancel()
     for socket_ in held:
         socket_.close()
     (folder / "node.json").unlink(missing_ok=True)
@@ -411,15 +376,15 @@ def run_node(settings: Settings) -> int:
         HeadraceError: the folder or a port cannot be had.
     """
     folder = Path(settings.data).expanduser().resolve()
-    os.environ["HEADRACE_LOG_LEVEL"] = settings.log_level
+    try:
+        configure(settings.log_level)
+    except ValueError:
+        expected = "debug, info, warning or error"
+        raise InvalidInput(f"log_level: {settings.log_level!r}, expected {expected}", field="log_level") from None
+    os.environ["HEADRACE_LOG_LEVEL"] = settings.log_level  # the children's
     try:
         held = lock(folder)
     except OSError as error:
         raise HeadraceError(f"data: {folder}: {error.strerror}", field="data") from None
     with held:
         return asyncio.run(serve(settings, folder))
-
-
-def replica_id(model: str, version: int) -> str:
-    """A new replica's id, which says what it serves; short, for it names a socket."""
-    return f"{model.rpartition('/')[2][:24]}-{version}-{secrets.token_hex(3)}"

@@ -1,8 +1,9 @@
 """Desired deployments and the fleet as it is -> what to start and stop. Pure: it is given the time.
 
-A replica that crashes is started again after a pause that doubles; one that says itself that it cannot serve, or that
-crashes three times before it was ever ready, fails its deployment, which then rests until somebody changes it. Scaling
-down stops what is not ready first, then the youngest.
+A replica that crashes is started again after a pause that doubles, and is short again once all replicas have been
+ready for a minute. One that says itself that it cannot serve, or that crashes three times before any was ready, fails
+its deployment, which then rests until somebody changes it. Scaling down stops what is not ready first, then the
+youngest.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from headrace.core.specs import ReplicaStatus
 
 BACKOFF_S = (0.2, 30.0)
 """First and longest pause before a restart."""
+CALM_S = 60.0
+"""After so long with all replicas ready, crashes are forgotten: a model that dies each minute is not in a crash loop,
+one that dies as soon as it is ready is."""
 CRASHES_MAX = 3
 """Crashes before the first ready replica that fail a deployment."""
 STARTING = ("starting", "loading", "warming")
@@ -41,6 +45,8 @@ class Memory:
     crashes: int = 0
     not_before: float = 0.0
     was_ready: bool = False
+    calm_since: float | None = None
+    """Since when all replicas have been ready."""
     failure: str = ""
     last_crash: str = ""
 
@@ -112,10 +118,7 @@ def reconcile(
         _notice_deaths(by_target[target], draining, note, plan, now)
         live = [s for s in by_target[target] if s.state in LIVE and s.spec.id not in draining]
         ready = [s for s in live if s.state == "ready"]
-        if ready:
-            note.was_ready = True
-            if len(ready) >= want.replicas:
-                note.crashes = 0
+        _notice_calm(len(ready), want, note, now)
         excess = len(live) - want.replicas
         if excess > 0:
             # Not ready before ready; within each the youngest first.
@@ -139,11 +142,27 @@ def _notice_deaths(
         elif status.state == "crashed" and status.spec.id not in draining:
             note.crashes += 1
             note.last_crash = status.detail
-            note.not_before = now + min(BACKOFF_S[0] * 2 ** (note.crashes - 1), BACKOFF_S[1])
+            note.not_before = now + pause_s(note.crashes)
             if note.crashes >= CRASHES_MAX and not note.was_ready:
                 note.failure = f"crashed {note.crashes} times before it was ready: {status.detail}"
         if status.state in ("failed", "crashed", "stopped"):
             plan.forget.append(status.spec.id)
+
+
+def pause_s(crashes: int) -> float:
+    """Seconds before the restart that follows so many crashes."""
+    first, longest = BACKOFF_S
+    return min(first * 2.0 ** min(crashes - 1, 30), longest)  # bounded: a float's exponent is
+
+
+def _notice_calm(ready: int, want: Want, note: Memory, now: float) -> None:
+    note.was_ready = note.was_ready or ready > 0
+    if ready < max(want.replicas, 1):
+        note.calm_since = None
+    elif note.calm_since is None:
+        note.calm_since = now
+    elif now - note.calm_since >= CALM_S:
+        note.crashes = 0
 
 
 def _standing(
@@ -161,7 +180,7 @@ def _standing(
         return Standing("ready", len(ready), f"{len(ready)} of {want.replicas} replicas ready")
     if want.replicas == 0:
         return Standing("stopped", 0, "scaled to 0 replicas")
-    return Standing("starting", 0, live[0].state if live else "requested")
+    return Standing("starting", 0, live[0].state) if live else Standing("requested", 0, "no replica has started yet")
 
 
 def retire(

@@ -24,7 +24,8 @@ deployments = Table(
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """A version that shall run. `revision` counts changes: a failed deployment is tried again when it moves."""
+    """A version that shall run; its fields are the table's columns, in order. `revision` counts changes: a failed
+    deployment is tried again when it moves."""
 
     model: int
     version: int
@@ -39,14 +40,14 @@ class Desired:
 def list_all(connection: Connection) -> list[Desired]:
     """All desired deployments, oldest first."""
     query = select(deployments).order_by(deployments.c.created_at, deployments.c.model, deployments.c.version)
-    return [Desired(**row._asdict()) for row in connection.execute(query)]
+    return [Desired(*row) for row in connection.execute(query)]
 
 
 def find(connection: Connection, model: int, version: int) -> Desired | None:
     """One deployment."""
     key = (deployments.c.model == model, deployments.c.version == version)
     row = connection.execute(select(deployments).where(*key)).first()
-    return None if row is None else Desired(**row._asdict())
+    return None if row is None else Desired(*row)
 
 
 def create(

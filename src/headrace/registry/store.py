@@ -209,7 +209,7 @@ def latest_version(connection: Connection, model: int) -> int | None:
 def latest_versions(connection: Connection) -> dict[int, int]:
     """Model -> its highest version's number."""
     rows = connection.execute(select(versions.c.model, func.max(versions.c.version)).group_by(versions.c.model))
-    return dict(rows.tuples().all())
+    return {row[0]: row[1] for row in rows}
 
 
 def list_versions(connection: Connection, model: int) -> list[VersionRow]:

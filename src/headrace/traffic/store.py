@@ -1,7 +1,7 @@
 """Traffic policies in the store: append-only per model, so that what was in force at any time can be told.
 
-`replaces` names the policy that was in force before; rolling back puts that one's split in place as a new policy, so
-that rolling back twice comes back to where it began. Overrides stand beside the policies and are not rolled back.
+`replaces` names the policy that a rollback goes back to (`rollback_target`), chosen when the policy is written; rolling
+back puts its split in place as a new policy, so that rolling back twice comes back to where it began. Overrides stand beside the policies and are not rolled back.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from sqlalchemy import Column, Connection, ForeignKey, Integer, String, Table, T
 
 from headrace.core.database import metadata, now
 from headrace.core.snapshot import Slots
+from headrace.traffic.allocate import weights_of
 
 policies = Table(
     "policies",
@@ -30,6 +31,8 @@ overrides = Table(
     Column("tenant", Integer, ForeignKey("tenants.index"), primary_key=True),
     Column("version", Integer, nullable=False),
 )
+
+HISTORY_MAX = 200
 
 _decode = msgspec.json.Decoder(tuple[Slots, ...]).decode
 
@@ -69,7 +72,7 @@ def previous(connection: Connection, model: int) -> Policy | None:
 def append(connection: Connection, model: int, split: tuple[Slots, ...]) -> Policy:
     """Put a split in force as a new policy."""
     before = current(connection, model)
-    policy = Policy(before.epoch + 1, split, before.epoch or None, now())
+    policy = Policy(before.epoch + 1, split, rollback_target(connection, model, split), now())
     connection.execute(
         insert(policies).values(
             model=model,
@@ -80,6 +83,17 @@ def append(connection: Connection, model: int, split: tuple[Slots, ...]) -> Poli
         )
     )
     return policy
+
+
+def rollback_target(connection: Connection, model: int, split: tuple[Slots, ...]) -> int | None:
+    """The epoch of the policy that a rollback from `split` would put in place: the latest in which the version that
+    leads in `split` had no traffic, so that one action undoes all steps of a rollout; else the one in force."""
+    weights = weights_of(split)
+    leader = max(weights, key=lambda version: (weights[version], version))
+    for policy in history(connection, model, HISTORY_MAX):
+        if leader not in weights_of(policy.split):
+            return policy.epoch
+    return current(connection, model).epoch or None
 
 
 def list_current(connection: Connection) -> dict[int, tuple[Policy, Policy | None]]:

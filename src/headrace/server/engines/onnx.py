@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,7 @@ DATATYPE_OF = {
     "tensor(string)": "BYTES",
 }
 _NO_ZIPMAP = "convert a classifier with options={'zipmap': False}, so that its probabilities are a tensor"
+_ONE_FILE = "save it as one file: onnx.save(onnx.load('model.onnx'), 'whole.onnx', save_as_external_data=False)"
 
 
 class OnnxEngine:
@@ -44,7 +46,7 @@ class OnnxEngine:
         settings.log_severity_level = 3
         if head(path)[4:8] == b"ORTM":  # it goes by the extension otherwise, and artifacts have none
             settings.add_session_config_entry("session.load_model_format", "ORT")
-        session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        session = _open(path, settings)
         self._inputs = tuple(node.name for node in session.get_inputs())
         self._text_in: tuple[int, ...] = ()
         own = _measured(session, Signature(_inputs(session), _outputs(session, options.outputs)))
@@ -70,6 +72,22 @@ class OnnxEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         del self._run, self._session
+
+
+def _open(path: Path, settings: ort.SessionOptions) -> ort.InferenceSession:
+    """A session of this file and no other.
+
+    A model may keep weights in other files of its folder. In the artifact store these are other people's models, so it
+    is shown an empty folder in its place.
+    """
+    with tempfile.TemporaryDirectory(prefix="headrace-none-") as nothing:
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", nothing)
+        try:
+            return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library's exceptions share no base of their own
+            if "external data" not in str(error).lower():
+                raise
+    raise Unprocessable("the model keeps weights in another file", field="digest", hint=_ONE_FILE)
 
 
 def _spec(node: ort.NodeArg) -> TensorSpec:

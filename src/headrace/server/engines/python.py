@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
 import pickle
 import shutil
 import sys
@@ -78,8 +79,11 @@ class PythonEngine:
         folder = str(self._folder)
         if folder in sys.path:
             sys.path.remove(folder)
-        if self._module:
-            sys.modules.pop(self._module, None)
+        sys.modules.pop(self._module, None)
+        # Its neighbours too: the next model may have modules of the same names.
+        for name, module in list(sys.modules.items()):
+            if str(getattr(module, "__file__", None)).startswith(f"{self._root}{os.sep}"):
+                del sys.modules[name]
         shutil.rmtree(self._root, ignore_errors=True)
 
     def _make(self, path: Path, trust: bool) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import joblib
 import numpy as np
 import skops.io
-from sklearn.base import is_classifier
+from sklearn.base import BaseEstimator, is_classifier
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from headrace.core.errors import InvalidInput, Unprocessable
@@ -35,6 +35,7 @@ class SklearnEngine:
         # For the whole process, which has one engine: BLAS and OpenMP would take every core for each run.
         self._limits = threadpool_limits(threads)
         self._model = model = _read(path, options.trust)
+        _limit_jobs(model, threads)
         methods = _methods(model)
         source = _input(model, signature)
         self._text = source.datatype == "BYTES"
@@ -77,6 +78,13 @@ def _read(path: Path, trust: bool) -> Any:
             )
         return joblib.load(path)
     raise Unprocessable("this is neither a .skops file nor a pickle", field="digest")
+
+
+def _limit_jobs(model: Any, threads: int) -> None:
+    """Set `n_jobs` of the model and of its steps: one saved with -1 takes every core, and on few rows is slower."""
+    if isinstance(model, BaseEstimator):
+        jobs = [name for name in model.get_params() if name.rpartition("__")[2] == "n_jobs"]
+        model.set_params(**dict.fromkeys(jobs, threads))
 
 
 def _methods(model: Any) -> dict[str, Callable[[Array], Any]]:

@@ -126,6 +126,12 @@ def conform(value: Any, spec: TensorSpec) -> Array:
     return np.ascontiguousarray(array, dtype).reshape(array.shape)  # reshape: it makes (1,) of a scalar
 
 
+def check_table(rows: Array, spec: TensorSpec) -> None:
+    """Assert what a library that is handed only an address takes on trust. Raises PlatformFault."""
+    if rows.dtype != DATATYPES[spec.datatype] or not fits(rows.shape, spec) or not rows.flags.c_contiguous:
+        raise PlatformFault(f"the engine was handed {rows.dtype} {list(rows.shape)} for {spec.name!r}")
+
+
 def both_classes(positive: Array) -> Array:
     """Probabilities of both classes, [rows, 2], from those of the positive one."""
     table = np.empty((len(positive), 2), positive.dtype)

@@ -17,7 +17,7 @@ from headrace.core.schema import Signature, TensorSpec
 from headrace.core.specs import EngineOptions
 from headrace.server.engines.artifact import head
 from headrace.server.engines.port import Array
-from headrace.server.engines.tensors import both_classes, conform, settle, spec_of
+from headrace.server.engines.tensors import both_classes, check_table, conform, settle, spec_of
 from headrace.server.engines.ubjson import check_whole
 
 
@@ -47,9 +47,10 @@ class XgboostEngine:
         best = booster.attr("best_iteration")
         self._config = _config(0 if best is None else int(best) + 1)
         features = booster.num_features()
+        self._input = TensorSpec("input", "FP32", (-1, features))
         once = self._predict(np.ones((1, features), np.float32))
         name = "probabilities" if self._binary or objective == "multi:softprob" else "prediction"
-        own = Signature((TensorSpec("input", "FP32", (-1, features)),), (spec_of(name, once),))
+        own = Signature((self._input,), (spec_of(name, once),))
         self.signature = settle(own, signature, options.outputs)
         self._output = self.signature.outputs[0]
 
@@ -69,6 +70,7 @@ class XgboostEngine:
 
         By the documented C function, ``XGBoosterPredictFromDense``.
         """
+        check_table(rows, self._input)
         table = b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}'
         table %= (rows.ctypes.data, *rows.shape)
         shape, axes, values = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64(), ctypes.c_void_p()

@@ -1,0 +1,381 @@
+"""What the client does, step by step, without doing any of it: one implementation for the sync and the async client.
+
+A flow is a generator. It yields what it needs - a request sent, a pause made - and is sent the answer; its return value
+is the operation's. `client` has the two drivers, which are all that differs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import msgspec
+
+from headrace.client import artifacts, calls
+from headrace.client.calls import Call
+from headrace.core import resources as r
+from headrace.core.errors import InvalidInput, NotFound, Unavailable, Unprocessable, Unreachable
+from headrace.core.names import Reference, parse_reference
+from headrace.core.signature import Signature
+from headrace.core.specs import EngineOptions
+
+if TYPE_CHECKING:
+    from headrace.client.tensors import Prediction
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]
+"""(bytes sent, bytes in all)."""
+RETRY_S = 10.0
+"""How long a request to a control plane that has gone away is tried again: longer than one takes to restart."""
+RETRY_PAUSE_S = 0.1
+LOOK_S = 0.05
+"""Pause between two looks at a deployment that is starting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A request, to the ``control`` or the ``data`` plane; its body is `content` or a file."""
+
+    plane: Literal["control", "data"]
+    method: str
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    content: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    file: Path | None = None
+    progress: Progress | None = None
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait for so long."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """No response. `refused`: nobody listened, so nothing was done."""
+
+    url: str
+    reason: str
+    refused: bool
+
+    def error(self) -> Unreachable:
+        """As the caller sees it."""
+        return Unreachable(f"{self.url} does not answer: {self.reason}", hint="is the platform running? headrace up")
+
+
+@dataclass(slots=True)
+class Memory:
+    """What a client remembers between its operations."""
+
+    signatures: dict[str, Signature] = field(default_factory=dict)
+    met: bool = False
+    """The control plane has answered once: while it restarts, it is waited for."""
+
+
+Flow = Generator[Send | Pause, Answer | Lost | None, T]
+
+
+# ------------------------------------------------------------------------------------------------ control plane
+def request(memory: Memory, call: Call[T]) -> Flow[T]:
+    """Send a request of `calls` to the control plane. While that restarts, what is safe to send again is.
+
+    Raises:
+        HeadraceError: what the platform said; Unreachable when it does not answer.
+    """
+    headers = {"idempotency-key": call.key} if call.key else {}
+    content = None
+    if call.body is not None:
+        content = msgspec.json.encode(call.body)
+        headers["content-type"] = "application/json"
+    repeatable = call.method == "GET" or call.key is not None
+    send = Send("control", call.method, call.path, call.query, content, headers)
+    answer = yield from _patiently(memory, send, repeatable)
+    found: T = calls.read(call.reply, answer.status, answer.content)
+    return found
+
+
+def _patiently(memory: Memory, send: Send, repeatable: bool) -> Flow[Answer]:
+    """Send until there is an answer, for as long as a control plane that was there needs to restart."""
+    end = time.monotonic() + RETRY_S
+    while True:
+        answer = yield send
+        if isinstance(answer, Answer):
+            memory.met = True
+            return answer
+        assert isinstance(answer, Lost)
+        memory.met = memory.met or not answer.refused
+        if not memory.met or not (repeatable or answer.refused) or time.monotonic() > end:
+            raise answer.error()
+        yield Pause(RETRY_PAUSE_S)
+
+
+def all_pages(memory: Memory, first: Call[r.Page[T]]) -> Flow[list[T]]:
+    """Every item of a list, page after page."""
+    items: list[T] = []
+    call = first
+    while True:
+        page = yield from request(memory, call)
+        items += page.items
+        if page.next is None:
+            return items
+        call = Call(first.method, first.path, first.reply, query={**first.query, "cursor": page.next})
+
+
+def list_models(memory: Memory, tenant: str | None = None, q: str | None = None) -> Flow[list[r.Model]]:
+    """All models, by tenant and name; `q` is looked for in names and descriptions."""
+    return (yield from all_pages(memory, calls.list_models(tenant, q)))
+
+
+# ------------------------------------------------------------------------------------------------ inference
+def signature(memory: Memory, model: str) -> Flow[Signature]:
+    """What a model takes and gives, asked once."""
+    known = memory.signatures.get(model)
+    if known is not None:
+        return known
+    answer = yield Send("data", "GET", _model_path(parse_reference(model)))
+    if isinstance(answer, Lost):
+        raise answer.error()
+    assert isinstance(answer, Answer)
+    if answer.status != 200:
+        raise calls.inference_error(answer.status, answer.headers, answer.content)
+    memory.signatures[model] = found = msgspec.json.decode(answer.content, type=Signature)
+    return found
+
+
+def predict(
+    memory: Memory,
+    model: str,
+    rows: object,
+    *,
+    version: int | None = None,
+    unit: str | None = None,
+    timeout_s: float | None = None,
+    outputs: list[str] | None = None,
+) -> Flow[Prediction]:
+    """Run a model.
+
+    Args:
+        model: ``churn``, ``churn@4`` or ``tenant/churn``.
+        rows: array (n, ...) or one row, nested lists, a pandas, polars or Arrow table, or a dict of one per input.
+        version: bypasses the traffic policy.
+        unit: user or session that shall always meet the same version.
+        timeout_s: deadline of the whole request.
+        outputs: names of those wanted; all when left out.
+
+    Raises:
+        InvalidInput, Unauthenticated, Forbidden, NotFound, QuotaExceeded, Unavailable, DeadlineExceeded, Unreachable.
+    """
+    # A refusal of tensors built by a remembered signature may mean that another version serves by now: it is asked
+    # for anew, and the request sent once more if it differs.
+    from headrace.client import tensors  # NumPy, which nothing else here needs
+
+    reference = parse_reference(model)
+    if version is not None:
+        reference = Reference(reference.model, version, reference.tenant)
+    name = str(reference)
+    remembered = name in memory.signatures
+    while True:
+        spec = yield from signature(memory, name)
+        body, headers = tensors.encode(tensors.to_arrays(rows, spec), spec, outputs)
+        if unit is not None:
+            headers["x-unit"] = unit
+        if timeout_s is not None:
+            headers["x-request-timeout-ms"] = str(max(int(timeout_s * 1000), 1))
+        path = _model_path(reference) + "/infer"
+        answer = yield Send("data", "POST", path, content=body, headers=headers, timeout_s=timeout_s)
+        if isinstance(answer, Lost):
+            raise answer.error()
+        assert isinstance(answer, Answer)
+        if answer.status == 200:
+            return tensors.decode(answer.headers, answer.content)
+        error = calls.inference_error(answer.status, answer.headers, answer.content)
+        if not isinstance(error, InvalidInput | NotFound) or not remembered:
+            raise error
+        del memory.signatures[name]
+        remembered = False
+        if (yield from signature(memory, name)) == spec:
+            raise error
+
+
+def _model_path(reference: Reference) -> str:
+    name = f"{reference.tenant}%2F{reference.model}" if reference.tenant else reference.model
+    return f"/v2/models/{name}" + (f"/versions/{reference.version}" if reference.version else "")
+
+
+# ------------------------------------------------------------------------------------------------ registry
+def push(
+    memory: Memory,
+    model: str,
+    what: object,
+    *,
+    engine: r.Engine | None = None,
+    signature: Signature | None = None,
+    outputs: list[str] | None = None,
+    nan: Literal["reject", "allow"] | None = None,
+    batch_max: int | None = None,
+    trust: bool = False,
+    metrics: dict[str, float] | None = None,
+    tags: dict[str, str] | None = None,
+    description: str = "",
+    progress: Progress | None = None,
+) -> Flow[r.Outcome[r.Version]]:
+    """Register a version from a file, a folder or an object (see `artifacts.pack`). What the platform has already is
+    not sent again; the same artifact with the same options as the latest version's gives that version back.
+
+    Args:
+        model: ``churn`` or ``tenant/churn``.
+        what: path, bytes of ONNX, or an object.
+        engine: guessed when left out.
+        signature: what it takes and gives; read out of the model when left out.
+        outputs: names of those to compute; all when left out.
+        nan: whether NaN and infinities are refused or passed to the model.
+        batch_max: most rows in one run of the engine.
+        trust: the artifact may execute code when loaded (a pickle).
+        metrics: numbers of the training.
+        tags: free.
+        description: for people.
+        progress: is told of bytes sent, and bytes in all.
+
+    Raises:
+        InvalidInput, Unprocessable, TooLarge, Forbidden, Unreachable.
+    """
+    packed = artifacts.pack(what)
+    try:
+        yield from _upload(memory, packed, progress)
+    finally:
+        if packed.temporary:
+            packed.path.unlink(missing_ok=True)
+    engine = engine or packed.engine
+    options = options_of(engine, outputs, nan, batch_max, trust or packed.trust)
+    call = calls.register(
+        model, packed.digest, packed.file_name, engine, signature, options, metrics, tags, description
+    )
+    return (yield from request(memory, call))
+
+
+def options_of(
+    engine: r.Engine | None,
+    outputs: list[str] | None,
+    nan: Literal["reject", "allow"] | None,
+    batch_max: int | None,
+    trust: bool,
+) -> EngineOptions | None:
+    """The options that were given, None where none was: then the engine's own defaults hold."""
+    if not outputs and nan is None and batch_max is None and not trust:
+        return None
+    default: Literal["reject", "allow"] = "allow" if engine in ("xgboost", "lightgbm") else "reject"
+    return EngineOptions(tuple(outputs or ()), nan or default, 256 if batch_max is None else batch_max, trust)
+
+
+def _upload(memory: Memory, packed: artifacts.Packed, progress: Progress | None) -> Flow[None]:
+    """Send what the platform does not have yet."""
+    path, size = f"/api/v1/artifacts/{packed.digest}", packed.path.stat().st_size
+    known = yield from _patiently(memory, Send("control", "HEAD", path), True)
+    if known.status == 200:
+        if progress is not None:
+            progress(size, size)
+        return
+    if known.status != 404:  # a HEAD's reply has no body to say why: the PUT below would fail the same way
+        answer = yield from _patiently(memory, Send("control", "GET", "/api/v1/status"), True)
+        calls.read(r.Status, answer.status, answer.content)
+    headers = {"content-type": "application/octet-stream", "content-length": str(size)}
+    send = Send("control", "PUT", path, headers=headers, file=packed.path, progress=progress, timeout_s=3600.0)
+    answer = yield from _patiently(memory, send, True)
+    calls.read(r.Artifact, answer.status, answer.content)
+
+
+# ------------------------------------------------------------------------------------------------ deployments
+def create_deployment(
+    memory: Memory,
+    reference: str,
+    *,
+    replicas: int = 1,
+    threads: int = 1,
+    traffic: float | None = None,
+    reason: str | None = None,
+    wait: bool = True,
+    wait_s: float = 60.0,
+    watch: Callable[[r.Deployment], None] | None = None,
+) -> Flow[r.Outcome[r.Deployment]]:
+    """Run a version and, unless `wait` is false, wait until it is ready and has its share of the traffic.
+
+    Args:
+        reference: ``churn@4``, or ``churn`` for the latest version.
+        replicas: how many processes.
+        threads: of the engine, per replica.
+        traffic: percent of the traffic it takes once ready.
+        reason: for the audit.
+        wait: whether to wait.
+        wait_s: how long at most.
+        watch: is shown the deployment at every look.
+
+    Raises:
+        Unprocessable: it failed, with what it said.
+        Unavailable: it was not ready in time.
+    """
+    outcome = yield from request(memory, calls.deploy(reference, replicas, threads, traffic, reason))
+    found = outcome.result
+    if not wait:
+        return outcome
+    name = f"{found.tenant}/{found.model}@{found.version}"
+    end = time.monotonic() + wait_s
+    while not _settled(found, traffic):
+        if found.state == "failed":
+            raise Unprocessable(f"{name} failed: {found.detail}", hint=f"headrace undeploy {name} --yes")
+        if time.monotonic() > end:
+            raise Unavailable(
+                f"{name} is not ready after {wait_s:g} s: {found.state}{found.detail and ', ' + found.detail}",
+                hint="it goes on starting; look with: headrace status",
+            )
+        yield Pause(LOOK_S)
+        found = yield from request(memory, calls.show_deployment(name))
+        if watch is not None:
+            watch(found)
+    return r.Outcome(found, outcome.change)
+
+
+def deploy(
+    memory: Memory,
+    reference: str,
+    *,
+    replicas: int = 1,
+    threads: int = 1,
+    traffic: float | None = None,
+    reason: str | None = None,
+    wait_s: float | None = 60.0,
+    watch: Callable[[r.Deployment], None] | None = None,
+) -> Flow[r.Deployment]:
+    """`create_deployment`, for its result only. `wait_s` None: do not wait."""
+    outcome = yield from create_deployment(
+        memory,
+        reference,
+        replicas=replicas,
+        threads=threads,
+        traffic=traffic,
+        reason=reason,
+        wait=wait_s is not None,
+        wait_s=wait_s or 0.0,
+        watch=watch,
+    )
+    return outcome.result
+
+
+def _settled(found: r.Deployment, traffic: float | None) -> bool:
+    """Ready in full, and with the traffic that it was to take."""
+    return found.ready >= found.replicas and (not traffic or found.traffic_percent > 0)

@@ -1,0 +1,116 @@
+"""The store and the artifact folder after kill -9 at a chosen moment: whole or as before, never in between."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from headrace.controlplane import accounts
+from headrace.controlplane.store import open_store
+from headrace.core.database import metadata, transaction
+from headrace.registry.artifacts import Artifacts
+
+
+def die(source: str, *arguments: str) -> str:
+    """Run a program that kills itself; what it had printed."""
+    child = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(source), *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    return child.stdout
+
+
+@pytest.mark.parametrize("statement", [4, 9, 14, 18])
+def test_a_migration_that_was_killed_is_made_whole_by_the_next_start(tmp_path: Path, statement: int) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    die(
+        """
+        import os, signal, sys
+        from sqlalchemy import Engine, event
+        from headrace.controlplane.store import open_store
+
+        left = int(sys.argv[2])
+
+        @event.listens_for(Engine, "after_cursor_execute")
+        def count(*_):
+            global left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        open_store(sys.argv[1])
+        """,
+        url,
+        str(statement),
+    )
+    engine = open_store(url)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()
+
+
+def test_what_was_committed_survives_and_what_was_not_does_not(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    said = die(
+        """
+        import os, signal, sys
+        from headrace.controlplane import accounts
+        from headrace.controlplane.store import open_store
+        from headrace.core.database import transaction
+        from headrace.core.resources import Quota
+
+        engine = open_store(sys.argv[1])
+        with transaction(engine) as connection:
+            accounts.create_tenant(connection, "kept", Quota())
+        print("acknowledged", flush=True)
+        with transaction(engine) as connection:
+            accounts.create_tenant(connection, "lost", Quota())
+            os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        url,
+    )
+    assert said == "acknowledged\n"
+    engine = open_store(url)
+    with transaction(engine) as connection:
+        assert [tenant.name for tenant in accounts.list_tenants(connection)] == ["kept"]
+    engine.dispose()
+
+
+@pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
+def test_an_artifact_whose_put_was_killed_is_not_there_and_can_be_put(tmp_path: Path, moment: str) -> None:
+    content = b"weights" * 10_000
+    digest = hashlib.sha256(content).hexdigest()
+    die(
+        """
+        import os, pathlib, signal, sys
+        from headrace.registry.artifacts import Artifacts
+
+        folder, digest, moment = sys.argv[1:]
+        die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        if moment != "write":
+            setattr(os, moment, die)
+        with Artifacts(pathlib.Path(folder), 1 << 20).put(digest) as upload:
+            upload.write(b"weights" * 5_000)
+            if moment == "write":
+                die()
+            upload.write(b"weights" * 5_000)
+            upload.commit()
+        """,
+        str(tmp_path),
+        digest,
+        moment,
+    )
+    store = Artifacts(tmp_path, 1 << 20)
+    assert store.size(digest) is None and list((tmp_path / "incoming").iterdir()) == []
+    with store.put(digest) as upload:
+        upload.write(content)
+        upload.commit()
+    assert store.path(digest).read_bytes() == content
