@@ -1,4 +1,4 @@
-"""The main job, start to finish, on real models: ``python -m examples.demo [--once]``.
+"""The main job, start to finish, on real models: ``python -m examples.demo [--once]`` (or ONCE=1).
 
 Every line after a ``$`` is a command that was really run, and what follows is its real reply.
 """
@@ -143,7 +143,9 @@ def tritonclient(client: Client, row: list[float]) -> None:
     headers = {"authorization": f"Bearer {client.access.api_key}"}
     result = http.infer("cancer", [tensor], headers=headers)
     print(
-        f">>> tritonclient.http ... .infer('cancer', ...).as_numpy('probabilities')\n{result.as_numpy('probabilities')}"
+        ">>> tritonclient.http ... .infer('cancer', ...).as_numpy('probabilities')",
+        result.as_numpy("probabilities"),
+        sep="\n",
     )
     http.close()
 
@@ -180,7 +182,7 @@ def ship(shell: Shell, client: Client, rows: list[list[float]]) -> None:
 
 def main() -> None:
     """The demo."""
-    once = "--once" in sys.argv
+    once = "--once" in sys.argv or bool(os.environ.get("ONCE"))
     folder = Path(tempfile.mkdtemp(prefix="headrace-demo-"))
     os.chdir(folder)
     say(f"headrace {headrace.__version__}: training two versions of a classifier on the breast-cancer data")

@@ -160,6 +160,7 @@ def models_push(
 ) -> None:
     """Register a new version of a model."""
     chosen: Any = engine
+    policy: Any = nan
     metrics = {n: float(v) for n, v in pairs(metric, "metric", number=True).items()}
     with (
         Client() as client,
@@ -173,7 +174,7 @@ def models_push(
             path,
             engine=chosen,
             outputs=outputs.split(",") if outputs else None,
-            nan=nan,
+            nan=policy,
             batch_max=batch_max,
             trust=trust,
             metrics=metrics,

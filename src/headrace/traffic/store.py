@@ -1,7 +1,8 @@
 """Traffic policies in the store: append-only per model, so that what was in force at any time can be told.
 
-`replaces` names the policy that a rollback goes back to (`rollback_target`), chosen when the policy is written; rolling
-back puts its split in place as a new policy, so that rolling back twice comes back to where it began. Overrides stand beside the policies and are not rolled back.
+`replaces` names the policy that a rollback goes back to (`rollback_target`), chosen when the policy is written. Rolling
+back puts its split in place as a new policy, so that rolling back twice comes back to where it began. Overrides stand
+beside the policies and are not rolled back.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from headrace.core.specs import EngineOptions
 from headrace.server.engines.port import Array
 from headrace.server.engines.tensors import both_classes, check_table, conform, settle, spec_of
 
-
 _FP64, _ROW_MAJOR, _VALUE, _ALL_TREES = 1, 1, 0, -1
 """The library's codes: type of the input, its order, what to predict (by the objective's transformation), with what."""
 
