@@ -78,22 +78,33 @@ def _stop(child: subprocess.Popen[bytes], stop_s: float) -> None:
         child.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(stop_s)
-    for pid in family | descendants(child.pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    for pid, birth in (family | descendants(child.pid)).items():
+        if _birth(pid) == birth:  # a number may meanwhile name a process that is none of ours
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     child.wait()
 
 
-def descendants(pid: int) -> set[int]:
-    """A process and all that it started and that still lives."""
-    found: set[int] = set()
+def _birth(pid: int) -> str:
+    """When a process started, in ticks since boot; "" for one that has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """A process and all that it started and that still lives, each with its `_birth`."""
+    found: dict[int, str] = {}
     todo = [pid]
     while todo:
         one = todo.pop()
         with contextlib.suppress(OSError):
             for task in Path(f"/proc/{one}/task").iterdir():
                 todo += [int(text) for text in (task / "children").read_text().split()]
-            found.add(one)
+        if birth := _birth(one):
+            found[one] = birth
     return found
 
 

@@ -65,6 +65,12 @@ class Artifact:
         return Artifact(self.engine, self.file_name, content, self.options, self.signature)
 
 
+def spec(text: str) -> TensorSpec:
+    """``x FP32 -1,30`` as a TensorSpec."""
+    name, datatype, shape = text.split()
+    return TensorSpec(name, datatype, tuple(map(int, shape.split(","))))
+
+
 @functools.cache
 def breast_cancer() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """569 rows of 30 features (FP32), and their labels."""
@@ -124,17 +130,29 @@ def xgboost_regressor(booster: str = "gbtree") -> xgb.XGBRegressor:
     return xgb.XGBRegressor(n_estimators=5, booster=booster, n_jobs=1).fit(x, y)
 
 
-@functools.cache
 def lightgbm_classifier() -> lgb.Booster:
-    x, y = breast_cancer()
-    settings = {"objective": "binary", "verbose": -1, "num_threads": 1, "seed": 1}
-    return lgb.train(settings, lgb.Dataset(x.astype(np.float64), y), 20)
+    return lightgbm_booster("binary", 20)
 
 
 @functools.cache
+def lightgbm_booster(objective: str, trees: int = 5) -> lgb.Booster:
+    """Objective `binary`, `multiclass` (of three) or `regression`."""
+    x, y = breast_cancer()
+    classes = {"num_class": 3} if objective == "multiclass" else {}
+    settings = {"objective": objective, "verbose": -1, "num_threads": 1, "seed": 1, **classes}
+    labels = y + (x[:, 0] > 15) if classes else y
+    return lgb.train(settings, lgb.Dataset(x.astype(np.float64), labels), trees)
+
+
+@functools.cache
+def lightgbm_model(objective: str, trees: int = 5) -> Artifact:
+    """`lightgbm_booster` as text."""
+    return Artifact("lightgbm", "model.txt", lightgbm_booster(objective, trees).model_to_string().encode())
+
+
 def classifier_lightgbm() -> Artifact:
     """input FP64 [-1,30] -> probabilities FP64 [-1,2]."""
-    return Artifact("lightgbm", "model.txt", lightgbm_classifier().model_to_string().encode())
+    return lightgbm_model("binary", 20)
 
 
 # ------------------------------------------------------------------------------------------------ scikit-learn
@@ -205,7 +223,7 @@ def hostile_pickle(marker: Path, engine: str = "sklearn") -> Artifact:
 
 
 # ------------------------------------------------------------------------------------------------ ONNX by hand
-def _onnx(nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: list[Any] = ()) -> bytes:  # type: ignore[assignment]
+def onnx_graph(nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: list[Any] = ()) -> bytes:  # type: ignore[assignment]
     graph = helper.make_graph(nodes, "g", inputs, outputs, list(constants))
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(model)
@@ -221,7 +239,7 @@ def echo_onnx(add: float = 0.0) -> Artifact:
     if add:
         constants = [helper.make_tensor("k", TensorProto.FLOAT, [1], [add])]
         node = helper.make_node("Add", ["x", "k"], ["y"])
-    return Artifact("onnx", "echo.onnx", _onnx([node], [x], [y], constants))
+    return Artifact("onnx", "echo.onnx", onnx_graph([node], [x], [y], constants))
 
 
 @functools.cache
@@ -231,7 +249,7 @@ def several_onnx() -> Artifact:
     return Artifact(
         "onnx",
         "several.onnx",
-        _onnx(
+        onnx_graph(
             [
                 helper.make_node("Identity", ["text"], ["text_out"]),
                 helper.make_node("Identity", ["ids"], ["ids_out"]),

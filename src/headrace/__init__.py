@@ -8,13 +8,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from headrace.client.client import AsyncClient, Client
-    from headrace.client.serve import Endpoint, push, serve
-    from headrace.client.tensors import Prediction
-    from headrace.core import errors
+from typing import Any
 
 __version__ = "0.1.0"
 _HOMES = {

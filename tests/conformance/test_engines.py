@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.multioutput import MultiOutputClassifier
 
@@ -16,17 +15,10 @@ from headrace.core.errors import CallerError, InvalidInput, PlatformFault, Unpro
 from headrace.core.schema import DATATYPES, Signature, TensorSpec
 from headrace.core.specs import EngineOptions
 from headrace.server.engines.load import load, verify
-from headrace.server.engines.port import Engine, example
+from headrace.server.engines.port import example
 from headrace.server.engines.ubjson import check_whole
 from tests import models
-from tests.models import Artifact
-
-
-def spec(text: str) -> TensorSpec:
-    """``x FP32 -1,30`` as a TensorSpec."""
-    name, datatype, shape = text.split()
-    return TensorSpec(name, datatype, tuple(map(int, shape.split(","))))
-
+from tests.models import Artifact, spec
 
 # name -> (artifact, inputs, outputs)
 ARTIFACTS: dict[str, tuple[Callable[[], Artifact], list[str], list[str]]] = {
@@ -59,7 +51,22 @@ ARTIFACTS: dict[str, tuple[Callable[[], Artifact], list[str], list[str]]] = {
         ["input FP32 -1,30"],
         ["prediction FP32 -1"],
     ),
+    "xgboost-dart": (
+        lambda: models.as_booster(models.xgboost_regressor("dart"), "ubj"),
+        ["input FP32 -1,30"],
+        ["prediction FP32 -1"],
+    ),
     "lightgbm": (models.classifier_lightgbm, ["input FP64 -1,30"], ["probabilities FP64 -1,2"]),
+    "lightgbm-three": (
+        lambda: models.lightgbm_model("multiclass"),
+        ["input FP64 -1,30"],
+        ["probabilities FP64 -1,3"],
+    ),
+    "lightgbm-regressor": (
+        lambda: models.lightgbm_model("regression"),
+        ["input FP64 -1,30"],
+        ["prediction FP64 -1"],
+    ),
     "skops": (models.classifier_skops, ["input FP64 -1,30"], ["label INT64 -1", "probabilities FP64 -1,2"]),
     "skops-regressor": (models.regressor_skops, ["input FP64 -1,30"], ["prediction FP64 -1"]),
     "skops-scaler": (models.scaler_skops, ["input FP64 -1,30"], ["transformed FP64 -1,30"]),
@@ -68,22 +75,6 @@ ARTIFACTS: dict[str, tuple[Callable[[], Artifact], list[str], list[str]]] = {
     "python": (lambda: models.python_model(models.SCORER), ["x FP32 -1,3"], ["total FP32 -1", "text BYTES -1"]),
     "python-folder": (models.python_folder, ["x FP32 -1,1"], ["y FP32 -1,1"]),
 }
-
-
-@pytest.fixture
-def open_engine(tmp_path: Path):
-    """Loads artifacts; closes the engines afterwards."""
-    engines: list[Engine] = []
-
-    def open_(artifact: Artifact, **change: Any) -> Engine:
-        options = change.get("options", artifact.options)
-        signature = change.get("signature", artifact.signature)
-        engines.append(load(artifact.engine, artifact.save(tmp_path), options, signature, 1).engine)
-        return engines[-1]
-
-    yield open_
-    for engine in engines:
-        engine.close()
 
 
 def sample(signature: Signature, rows: int, seed: int = 3) -> list[np.ndarray[Any, Any]]:
@@ -190,13 +181,16 @@ def test_answers_are_the_librarys_own(open_engine):
     np.testing.assert_allclose(open_engine(models.classifier_onnx()).run([x])[1], probabilities, atol=1e-5)
     three = models.xgboost_three_classes()
     np.testing.assert_allclose(open_engine(models.as_booster(three, "json")).run([x])[0], three.predict_proba(x))
-    for kind in ("gbtree", "gblinear"):
+    for kind in ("gbtree", "gblinear", "dart"):
         model = models.xgboost_regressor(kind)
         np.testing.assert_allclose(
             open_engine(models.as_booster(model, "json")).run([x])[0], model.predict(x), rtol=1e-6
         )
     positive = models.lightgbm_classifier().predict(wide)
     np.testing.assert_allclose(open_engine(models.classifier_lightgbm()).run([wide])[0][:, 1], positive)
+    for objective in ("multiclass", "regression"):
+        expected = models.lightgbm_booster(objective).predict(wide)
+        np.testing.assert_allclose(open_engine(models.lightgbm_model(objective)).run([wide])[0], expected)
     label, table = open_engine(models.classifier_skops()).run([wide])
     assert (label == models.sklearn_classifier().predict(wide)).all()
     np.testing.assert_allclose(table, models.sklearn_classifier().predict_proba(wide))
@@ -354,6 +348,37 @@ def test_onnx_without_a_tensor(open_engine):
     assert refused.value.field == "options.outputs"
 
 
+def onnx_with_weights_in(location: str) -> Artifact:
+    """x UINT8 [-1,16] -> y = x ^ the first 16 bytes of another file."""
+    weights = TensorProto(name="k", data_type=TensorProto.UINT8, dims=[16], data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", location), ("offset", "0"), ("length", "16")):
+        weights.external_data.add(key=key, value=value)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.UINT8, [None, 16]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("BitwiseXor", ["x", "k"], ["y"])], "g", [x], [y], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return Artifact("onnx", "external.onnx", model.SerializeToString())
+
+
+@pytest.mark.parametrize("location", ["neighbour", "./neighbour", "../{folder}/neighbour", "{path}"])
+def test_onnx_reads_no_other_file(location, open_engine, tmp_path):
+    """The artifacts of all tenants lie in one folder."""
+    neighbour = tmp_path / "neighbour"
+    neighbour.write_bytes(b"weights of others")
+    with pytest.raises(Unprocessable, match="keeps weights in another file") as caught:
+        open_engine(onnx_with_weights_in(location.format(folder=tmp_path.name, path=neighbour)))
+    assert "save_as_external_data" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("make", [models.classifier_xgboost, models.classifier_lightgbm])
+def test_what_a_library_would_read_past_is_refused(make, open_engine):
+    engine = open_engine(make())
+    (rows,) = sample(engine.signature, 4)
+    other = np.float64 if rows.dtype == np.float32 else np.float32
+    for wrong in (rows.astype(other), rows[:, :29].copy(), np.asfortranarray(rows), rows[::2], rows[0]):
+        with pytest.raises(PlatformFault, match="handed"):
+            engine.run([wrong])
+
+
 def test_text_must_be_utf8(open_engine):
     engine = open_engine(models.several_onnx())
     text, ids, x = sample(engine.signature, 2)
@@ -367,109 +392,3 @@ def test_sklearn_of_several_targets(open_engine):
     model = MultiOutputClassifier(RandomForestClassifier(2)).fit(x, np.stack([y, 1 - y], axis=1))
     with pytest.raises(Unprocessable, match="one per target"):
         open_engine(models.as_skops(model), options=EngineOptions(trust=True))
-
-
-# ------------------------------------------------------------------------------------------------ python
-def test_python_pickle_by_value(open_engine):
-    class Doubler:
-        inputs = (TensorSpec("x", "FP32", (-1,)),)
-        outputs = (("y", "FP32", (-1,)),)
-
-        def predict(self, inputs):
-            return inputs["x"] * 2
-
-    for made in (Doubler, Doubler()):
-        artifact = Artifact("python", "m.pkl", cloudpickle.dumps(made), EngineOptions(trust=True))
-        assert open_engine(artifact).run([np.ones(2, np.float32)])[0].tolist() == [2.0, 2.0]
-
-
-def test_python_signature_from_the_version(open_engine):
-    artifact = models.python_model("class Model:\n    def predict(self, inputs): return inputs['a']\n")
-    with pytest.raises(InvalidInput) as caught:
-        open_engine(artifact)
-    assert caught.value.field == "signature"
-    given = Signature((spec("a INT64 -1"),), (spec("b INT64 -1"),))
-    engine = open_engine(artifact, signature=given)
-    assert engine.signature == given
-    assert engine.run([np.arange(3)])[0].tolist() == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("returned", "message"),
-    [
-        ("x.astype('int32').astype(complex)", "complex128"),
-        ("x[:, 0]", r"float32 \[2\] for 'y'"),
-        ("{'z': x}", "no output 'y', only 'z'"),
-        ("x.astype(str)", "for 'y'"),
-        ("None", "for 'y'"),
-        ("[[1], [2, 3]]", "inhomogeneous"),
-    ],
-)
-def test_python_outputs_are_checked(returned, message, open_engine):
-    engine = open_engine(models.python_echo(predict=f"return {returned}"))
-    with pytest.raises((PlatformFault, ValueError), match=message):
-        engine.run([np.ones((2, 1), np.float32)])
-
-
-def test_python_outputs_are_converted_within_their_kind(open_engine):
-    engine = open_engine(models.python_echo(predict="return x.astype('float64')[::-1].tolist()"))
-    (result,) = engine.run([np.array([[1], [2]], np.float32)])
-    assert result.dtype == np.float32
-    assert result.tolist() == [[2.0], [1.0]]
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("x = 1", "no class Model"),
-        ("class Model: pass", r"no method predict"),
-        ("class Model:\n    inputs = 3\n    def predict(self, inputs): ...", r"Model.inputs is no list"),
-        ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
-        ("import sys; sys.exit(3)", "SystemExit: 3"),
-        ("def", "SyntaxError"),
-    ],
-)
-def test_python_sources_that_are_no_model(source, message, open_engine):
-    with pytest.raises(CallerError, match=message):
-        open_engine(models.python_model(source))
-
-
-def test_python_load_that_raises(open_engine):
-    with pytest.raises(Unprocessable, match=r"does not load: RuntimeError: no weights in weights\.bin"):
-        open_engine(models.raises_at_load())
-
-
-def test_python_fails_on_a_value_only(open_engine):
-    engine = open_engine(models.fails_on(13.0))
-    assert engine.run([np.ones((2, 1), np.float32)])[0].tolist() == [[1.0], [1.0]]
-    with pytest.raises(ValueError, match="unlucky"):
-        engine.run([np.array([[1], [13]], np.float32)])
-
-
-@pytest.mark.parametrize("name", ["../outside.py", "/tmp/headrace-outside.py"])
-def test_a_tar_stays_in_its_folder(name, open_engine):
-    artifact = models.tar_of({"model.py": models.python_echo().content, name: b"x"})
-    if name.startswith("/"):  # made relative, as tar itself does
-        open_engine(artifact)
-        assert not Path(name).exists()
-        return
-    with pytest.raises(Unprocessable, match="leads out of its folder"):
-        open_engine(artifact)
-
-
-def test_a_tar_without_model_py(open_engine):
-    with pytest.raises(Unprocessable, match=r"no model\.py"):
-        open_engine(models.tar_of({"readme.txt": b"hello"}))
-
-
-def test_close_leaves_nothing(tmp_path):
-    import sys
-    import tempfile
-
-    artifact = models.python_folder()
-    before = set(Path(tempfile.gettempdir()).glob("headrace-model-*")), list(sys.path)
-    engine = load("python", artifact.save(tmp_path), None, None).engine
-    assert engine.run([np.ones((1, 1), np.float32)])[0].tolist() == [[4.0]]
-    assert sys.path != before[1]
-    engine.close()
-    assert (set(Path(tempfile.gettempdir()).glob("headrace-model-*")), list(sys.path)) == before

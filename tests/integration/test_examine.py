@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from headrace.core.schema import Signature
 from headrace.core.specs import EngineOptions
@@ -17,6 +19,19 @@ from tests import models
 from tests.models import Artifact
 
 COMMAND = [sys.executable, "-m", "headrace.server.examine"]
+
+
+def convolution_onnx() -> Artifact:
+    """x FP32 [-1,3,-1,-1], an image of at least 7 x 7 -> y FP32 [-1,2]."""
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], kernel_shape=[7, 7]),
+        helper.make_node("ReduceMean", ["c"], ["y"], axes=[2, 3], keepdims=0),
+    ]
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [2, 3, 7, 7], np.full(294, 0.01))
+    x = value("x", TensorProto.FLOAT, ["rows", 3, "height", "width"])
+    content = models.onnx_graph(nodes, [x], [value("y", TensorProto.FLOAT, ["rows", 2])], [weights])
+    return Artifact("onnx", "convolution.onnx", content)
 
 
 def request(artifact: Artifact, folder: Path, **change: Any) -> bytes:
@@ -68,6 +83,41 @@ def test_what_models_print_stays_out(tmp_path):
     code, answers = ask(request(models.prints(), tmp_path), request(models.echo_onnx(), tmp_path))
     assert code == 0
     assert ["signature" in answer for answer in answers] == [True, True]
+
+
+def test_a_model_cannot_read_the_requests(tmp_path):
+    reader = models.python_echo(load="assert sys.stdin.read() == ''; assert os.read(0, 1) == b''")
+    longer_than_what_is_read_ahead = b" " * (1 << 20)
+    code, answers = ask(
+        request(reader, tmp_path), longer_than_what_is_read_ahead, request(models.echo_onnx(), tmp_path)
+    )
+    assert code == 0
+    assert ["signature" in answer for answer in answers] == [True, False, True]
+
+
+def test_sizes_that_the_example_must_have(tmp_path):
+    """A model of images of any size is tried on one it can take; what wants more says how to get it."""
+    long = models.python_model("""
+        class Model:
+            inputs = [("x", "FP32", (-1, -1))]
+            outputs = [("y", "FP32", (-1,))]
+
+            def predict(self, inputs):
+                return inputs["x"][:, 99]
+    """)
+    fixed = {
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 100]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1]}],
+    }
+    code, answers = ask(
+        request(convolution_onnx(), tmp_path),
+        request(long, tmp_path),
+        request(long, tmp_path, signature=fixed),
+    )
+    assert code == 0
+    assert answers[0]["signature"]["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 3, -1, -1]}]
+    assert "fixes the free dimensions" in answers[1]["error"]["hint"]
+    assert answers[2]["signature"] == fixed
 
 
 def test_refusals_are_short_and_say_nothing_of_the_machine(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +13,7 @@ import pytest
 
 from headrace.core.errors import Unprocessable
 from headrace.core.specs import Examination, ExaminationRequest
-from headrace.registry.examiner import Examiner
+from headrace.registry.examiner import FRESH_MAX, Examiner
 from tests import models
 from tests.models import Artifact
 
@@ -26,6 +27,11 @@ for line in sys.stdin:
         os._exit(3)
     elif "hangs" in line:
         time.sleep(60)
+    elif "forks" in line:
+        child = os.fork() or time.sleep(120) or os._exit(0)
+        if "dies" in line:
+            os._exit(child & 127)
+        print('{"error": {"message": "%d"}}' % child, flush=True)
     elif "garbage" in line:
         print("garbage", flush=True)
     else:
@@ -79,6 +85,58 @@ def test_a_process_that_dies_is_told_of_and_replaced() -> None:
             await examiner.close()
 
     asyncio.run(go())
+
+
+def test_what_a_model_forked_goes_with_it_and_holds_nobody_up() -> None:
+    async def go() -> int:
+        examiner = Examiner((sys.executable, "-c", BY_PATH), timeout_s=20)
+        try:
+            found = await asyncio.wait_for(asked(examiner, "python", "forks"), 10)
+            with pytest.raises(Unprocessable, match="crashed while loading"):  # though its output is held open
+                await asyncio.wait_for(asked(examiner, "onnx", "forks and dies"), 10)
+            assert found.fault is not None
+            return int(found.fault.message)
+        finally:
+            await asyncio.wait_for(examiner.close(), 10)
+
+    left = asyncio.run(go())
+    deadline = time.monotonic() + 5
+    while runs(left):
+        assert time.monotonic() < deadline, f"process {left} is still there"
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and no zombie, which nobody may have reaped yet."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_only_so_many_fresh_processes_run_at_once(tmp_path) -> None:
+    """Each says how many, itself included, have begun and not ended."""
+    counting = f"""
+import os, sys, time
+sys.stdin.readline()
+here = {str(tmp_path)!r}
+mine = os.path.join(here, str(os.getpid()))
+open(mine, "w").close()
+end = time.monotonic() + 2
+while len(os.listdir(here)) < {FRESH_MAX} and time.monotonic() < end:
+    time.sleep(.01)
+time.sleep(.05)
+count = len(os.listdir(here))
+os.unlink(mine)
+print('{{"error": {{"message": "%d"}}}}' % count, flush=True)
+sys.stdin.read()
+"""
+
+    async def go() -> list[int]:
+        examiner = Examiner((sys.executable, "-c", counting), timeout_s=20)
+        found = await asyncio.gather(*(asked(examiner, "python", f"{n}") for n in range(3 * FRESH_MAX)))
+        return [int(one.fault.message) for one in found if one.fault is not None]
+
+    assert max(asyncio.run(go())) == FRESH_MAX
 
 
 def test_a_model_that_hangs_is_ended() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from headrace.core.errors import InvalidInput
 from headrace.core.snapshot import SLOTS, Slots
-from headrace.traffic.allocate import allocate, slot_counts, weights_of, with_share
+from headrace.traffic.allocate import allocate, continues, slot_counts, slots_of, weights_of, with_share
 
 VERSIONS = st.integers(1, 8)
 COUNTS = st.dictionaries(VERSIONS, st.integers(1, 1000), min_size=1, max_size=6)
@@ -61,18 +61,46 @@ def test_neighbouring_ranges_differ_and_end_at_the_last_slot(shares: dict[int, i
     assert all(a.end < b.end and a.version != b.version for a, b in itertools.pairwise(split))
 
 
-@given(COUNTS, VERSIONS, st.integers(0, SLOTS))
+@given(COUNTS, VERSIONS, st.floats(0, 100))
 def test_a_share_given_to_one_is_taken_from_the_others_in_proportion(
-    shares: dict[int, int], version: int, slots: int
+    shares: dict[int, int], version: int, percent: float
 ) -> None:
-    percent = slots * 100 / SLOTS
-    weights = with_share(as_weights(shares), version, percent)
-    assert math.isclose(sum(weights.values()), 100, abs_tol=1e-9)
-    others = [v for v in shares if v != version]
-    if others:
-        assert weights[version] == percent
-        ratios = {round(weights[v] / as_weights(shares)[v], 9) for v in others}
-        assert len(ratios) == 1
+    old = allocate((), as_weights(shares))
+    weights = with_share(weights_of(old), version, percent)
+    got = slots_of(allocate(old, weights))  # whatever the share, it can be allocated
+    others = slots_of(old)
+    del others[version]
+    if not others:
+        assert got == {version: SLOTS}
+        return
+    assert abs(got[version] - percent * SLOTS / 100) <= 1 and (got[version] > 0) == (percent > 0)
+    for other, had in others.items():
+        assert abs(got[other] - had * (SLOTS - got[version]) / others.total()) < 1
+
+
+def test_a_share_too_small_to_scale_down_goes_to_nothing_rather_than_fail() -> None:
+    assert with_share({1: 99.99, 2: 0.01}, 3, 60) == {1: 40.0, 3: 60.0}
+
+
+@pytest.mark.parametrize(
+    ("start", "now", "new", "step"),
+    [
+        ({1: 100}, {1: 90, 2: 10}, {1: 50, 2: 50}, True),
+        ({1: 100}, {1: 90, 2: 10}, {2: 100}, True),
+        ({1: 50, 2: 50}, {1: 45, 2: 45, 3: 10}, {3: 100}, True),
+        ({1: 100}, {2: 100}, {2: 90, 3: 10}, False),  # another version's rollout
+        ({1: 100}, {1: 50, 2: 50}, {1: 90, 2: 10}, False),  # a step back
+        ({1: 90, 2: 10}, {1: 50, 2: 50}, {2: 100}, False),  # it was there from the start
+        ({1: 100}, {1: 80, 2: 10, 3: 10}, {1: 60, 2: 20, 3: 20}, False),  # two at once are an experiment
+        ({1: 100}, {1: 90, 2: 10}, {1: 90, 2: 10}, False),
+    ],
+)
+def test_what_is_a_further_step_of_a_rollout(
+    start: dict[int, float], now: dict[int, float], new: dict[int, float], step: bool
+) -> None:
+    first = allocate((), start)
+    second = allocate(first, now)
+    assert continues(first, second, allocate(second, new)) is step
 
 
 @pytest.mark.parametrize(

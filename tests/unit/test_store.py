@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,11 @@ from headrace.controlplane.store import open_store
 from headrace.core.database import connect, metadata, now, transaction
 from headrace.core.errors import Conflict, InvalidInput, TooLarge
 from headrace.core.resources import Quota
+from headrace.core.signature import Signature, TensorSpec
+from headrace.core.specs import EngineOptions
+from headrace.registry import store as registry
 from headrace.registry.artifacts import Artifacts
+from headrace.registry.store import VersionRow
 
 
 def test_the_migrated_schema_is_the_one_the_code_expects(tmp_path: Path) -> None:
@@ -80,6 +85,52 @@ def test_the_first_admin_key_is_not_lost_and_not_doubled(tmp_path: Path) -> None
         assert file.read_text() == second
         key = accounts.key_by_text(connection, second.split('api_key = "')[1].split('"')[0])
         assert key is not None and key.role == "admin" and len(accounts.list_keys(connection)) == 1
+    engine.dispose()
+
+
+def test_a_lost_credentials_file_is_made_again_even_by_a_start_that_follows_a_killed_one(tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+    file = tmp_path / "credentials.toml"
+
+    def start() -> str:
+        with transaction(engine) as connection:
+            accounts.bootstrap(connection, file, {"url": "http://a"})
+        return str(tomllib.loads(file.read_text())["api_key"])
+
+    start()
+    file.unlink()
+    with pytest.raises(Killed), transaction(engine) as connection:
+        accounts.bootstrap(connection, file, {"url": "http://a"})
+        raise Killed  # after the file was written, before its key was committed; the first start's key is another admin
+    text = start()
+    with transaction(engine) as connection:
+        found = accounts.key_by_text(connection, text)
+        assert found is not None and found.role == "admin"
+        accounts.revoke_key(connection, found.id)
+    assert start() == text  # revoked on purpose, and another admin is left: not made again
+    engine.dispose()
+
+
+def test_many_versions_are_found_at_once(tmp_path: Path) -> None:
+    engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+    signature = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1,)),))
+    with transaction(engine) as connection:
+        accounts.create_tenant(connection, "default", Quota())
+        model = registry.ensure_model(connection, 0, "churn").id
+        rows = [
+            VersionRow(
+                model, n, "onnx", "0" * 64, 1, "m.onnx", signature, EngineOptions(), {"auc": 0.5}, {}, "", now(), "hr_a"
+            )
+            for n in range(1, registry.KEYS_MAX + 2)
+        ]
+        for row in rows:
+            registry.add_version(connection, row)
+        found = registry.find_versions(connection, [(model, row.version) for row in rows] + [(model, 9999)])
+        assert found == {(model, row.version): row for row in rows}
+        assert registry.find_versions(connection, ()) == {}
     engine.dispose()
 
 

@@ -5,19 +5,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
 from headrace.core.errors import HeadraceError, Unreachable
-from headrace.core.resources import ChangeRef
+
+if TYPE_CHECKING:
+    from headrace import Client
+    from headrace.core.resources import ChangeRef
 
 P = ParamSpec("P")
 T = TypeVar("T")
-console = Console(highlight=False, soft_wrap=True)
+PIPE_WIDTH = 10_000
+"""Columns where there is no terminal: nothing is cut or wrapped for a program that reads it."""
+console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 REFUSED, UNREACHABLE = 1, 3
+INTERRUPTED = 130
 
 
 def json(value: object) -> None:
@@ -28,21 +34,20 @@ def json(value: object) -> None:
 def table(columns: Iterable[str], rows: Iterable[Iterable[object]], empty: str) -> None:
     """A table; `empty` says what to do when there is nothing to show."""
     shown = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    count = 0
     for row in rows:
-        shown.add_row(*("" if item is None else str(item) for item in row))
-        count += 1
-    console.print(shown if count else empty)
+        shown.add_row(*("-" if item is None or item == "" else str(item) for item in row))
+    console.print(shown if shown.row_count else empty)
 
 
-def done(text: str, change: ChangeRef) -> None:
+def done(client: Client, text: str, change: ChangeRef) -> None:
     """What happened, whether the routers have it, how to undo it."""
-    effect = ""
-    if change.effective_ms is not None:
-        effect = f" (in effect after {change.effective_ms:.0f} ms)"
-        if not change.effective:
-            effect = " (not yet in effect on every router; it will follow)"
-    console.print(text + effect)
+    console.print(text)
+    if change.effective_ms is not None and change.effective:
+        routers = sum(router.connected for router in client.status().routers)
+        noun = "router" if routers == 1 else "routers"
+        console.print(f"in effect on {routers} {noun} after {change.effective_ms:.0f} ms", style="dim")
+    elif not change.effective:
+        console.print("not yet in effect on every router; it will follow: headrace status", style="yellow")
     if change.undo:
         console.print(f"undo: {change.undo}", style="dim")
 
@@ -52,9 +57,20 @@ def weights(split: dict[str, float]) -> str:
     return ", ".join(f"{version}: {percent:g} %" for version, percent in split.items()) or "none"
 
 
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
 def fail(error: HeadraceError) -> NoReturn:
-    """One line on standard error, and what to type next."""
-    print(f"error: {error.message}", file=sys.stderr)
+    """One line on standard error, with the field at fault, and what to type next."""
+    field = f" [{error.field}]" if error.field and error.field not in error.message else ""
+    message = " ".join(error.message.split())
+    print(f"error: {message}{field}", file=sys.stderr)
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
     raise SystemExit(UNREACHABLE if isinstance(error, Unreachable) else REFUSED)
@@ -69,7 +85,10 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
             return command(*args, **kwargs)
         except HeadraceError as error:
             fail(error)
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:
+            sys.stderr.close()
             raise SystemExit(0) from None
 
     return run

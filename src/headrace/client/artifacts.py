@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import tarfile
 import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from headrace.core.errors import InvalidInput
 from headrace.core.resources import Engine
@@ -86,11 +90,38 @@ def _write(model: Any, path: Path) -> tuple[str, Engine, bool]:
         path.write_text(booster.model_to_string())
         return "model.txt", "lightgbm", False
     if "sklearn" in modules:
-        import skops.io  # the one library that writes it; not needed by any other object
-
-        skops.io.dump(model, path)
+        _write_skops(model, path)
         return "model.skops", "sklearn", False
     import cloudpickle
 
     path.write_bytes(cloudpickle.dumps(model))
     return "model.pkl", "python", True
+
+
+def _write_skops(model: Any, path: Path) -> None:
+    """A skops file that depends on the model alone, so that the same one is known again: skops names objects by their
+    addresses in memory, and its archive tells the time."""
+    import skops.io  # the one library that writes it; not needed by any other object
+
+    names: dict[int, int] = {}
+
+    def renamed(node: Any, field: str = "") -> Any:
+        if isinstance(node, dict):
+            return {name: renamed(value, name) for name, value in node.items()}
+        if isinstance(node, list):
+            return [renamed(value) for value in node]
+        if field == "__id__":
+            return names.setdefault(node, len(names))
+        if field == "file" and isinstance(node, str):
+            return renamed_file(node)
+        return node
+
+    def renamed_file(name: str) -> str:
+        number, dot, suffix = name.partition(".")
+        return f"{names.setdefault(int(number), len(names))}{dot}{suffix}" if number.isdigit() else name
+
+    with zipfile.ZipFile(io.BytesIO(skops.io.dumps(model))) as given, zipfile.ZipFile(path, "w") as made:
+        schema = msgspec.json.encode(renamed(msgspec.json.decode(given.read("schema.json"))))
+        files = {renamed_file(name): given.read(name) for name in given.namelist() if name != "schema.json"}
+        for name, content in sorted({**files, "schema.json": schema}.items()):
+            made.writestr(zipfile.ZipInfo(name), content)

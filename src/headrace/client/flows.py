@@ -335,7 +335,9 @@ def create_deployment(
         return outcome
     name = f"{found.tenant}/{found.model}@{found.version}"
     end = time.monotonic() + wait_s
-    while not _settled(found, traffic):
+    # Twice in a row: what the control plane has written down reaches the routers some milliseconds later.
+    settled = 0
+    while settled < 2:
         if found.state == "failed":
             raise Unprocessable(f"{name} failed: {found.detail}", hint=f"headrace undeploy {name} --yes")
         if time.monotonic() > end:
@@ -347,7 +349,19 @@ def create_deployment(
         found = yield from request(memory, calls.show_deployment(name))
         if watch is not None:
             watch(found)
+        ready = found.ready >= found.replicas and (yield from _has_traffic(memory, found, traffic))
+        settled = settled + 1 if ready else 0
     return r.Outcome(found, outcome.change)
+
+
+def _has_traffic(memory: Memory, found: r.Deployment, wanted: float | None) -> Flow[bool]:
+    """Whether a ready version has the share that it was to take; a model's first version takes all."""
+    if found.traffic_percent > 0 or wanted == 0:
+        return True
+    if wanted is not None:
+        return False
+    model = yield from request(memory, calls.show_model(f"{found.tenant}/{found.model}"))
+    return bool(model.serving)
 
 
 def deploy(
@@ -374,8 +388,3 @@ def deploy(
         watch=watch,
     )
     return outcome.result
-
-
-def _settled(found: r.Deployment, traffic: float | None) -> bool:
-    """Ready in full, and with the traffic that it was to take."""
-    return found.ready >= found.replicas and (not traffic or found.traffic_percent > 0)

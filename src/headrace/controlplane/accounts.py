@@ -127,7 +127,7 @@ def find_key(connection: Connection, id_: str) -> KeyRow | None:
 
 def key_by_text(connection: Connection, text: str) -> KeyRow | None:
     """The active key of this text: found by the id in it, compared in constant time."""
-    found = find_key(connection, "_".join(text.split("_", 2)[:2]))
+    found = find_key(connection, _id_in(text))
     digest = hashlib.sha256(text.encode()).digest()
     if found is None or found.state != "active" or not hmac.compare_digest(found.digest, digest):
         return None
@@ -158,8 +158,7 @@ def bootstrap(connection: Connection, credentials: Path, urls: dict[str, str]) -
         create_tenant(connection, "default", Quota())
         changes.append(connection, "platform", Record("tenant.create", "default", "default"), "first start")
     text = _kept_key(credentials)
-    admins = [key for key in list_keys(connection) if key.role == "admin" and key.state == "active"]
-    if not text or (key_by_text(connection, text) is None and not admins):
+    if key_by_text(connection, text) is None and not _taken_back(connection, text):
         row, text = create_key(connection, 0, "admin", "made at start")
         record = Record("key.create", "default", row.id, None, {"id": row.id, "role": row.role})
         changes.append(connection, "platform", record, f"there was none in {credentials.name}")
@@ -175,6 +174,18 @@ def bootstrap(connection: Connection, credentials: Path, urls: dict[str, str]) -
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _taken_back(connection: Connection, text: str) -> bool:
+    """Whether somebody revoked this key and another admin's opens the platform: then it is not for us to make one. A
+    key that was never committed, because its start was killed, is no such."""
+    admins = [key for key in list_keys(connection) if key.role == "admin" and key.state == "active"]
+    found = find_key(connection, _id_in(text))
+    return bool(admins) and found is not None and found.state == "revoked"
+
+
+def _id_in(text: str) -> str:
+    return "_".join(text.split("_", 2)[:2])
 
 
 def _kept_key(credentials: Path) -> str:

@@ -129,14 +129,23 @@ def undo_of(connection: Connection, change: int) -> str | None:
 
 
 def page(
-    connection: Connection, tenant: str | None, entity: str | None, since: str | None, before: int | None, limit: int
+    connection: Connection,
+    tenant: str | None,
+    entity: str | None,
+    since: str | None,
+    before: int | None,
+    limit: int,
+    kind: str | None = None,
 ) -> list[Change]:
-    """Changes, newest first; `before` is the cursor. `entity` also finds its versions (``churn`` finds ``churn@4``)."""
+    """Changes, newest first; `before` is the cursor. `entity` also finds its versions (``churn`` finds ``churn@4``);
+    `kind` is what the action begins with (``traffic``)."""
     query = select(changes).order_by(changes.c.id.desc()).limit(limit)
     if tenant is not None:
         query = query.where(changes.c.tenant == tenant)
     if entity is not None:
         query = query.where((changes.c.entity == entity) | changes.c.entity.startswith(f"{entity}@", autoescape=True))
+    if kind is not None:
+        query = query.where(changes.c.action.startswith(f"{kind}.", autoescape=True))
     if since is not None:
         query = query.where(changes.c.at >= since)
     if before is not None:

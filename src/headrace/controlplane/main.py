@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
+import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -30,6 +33,8 @@ from headrace.deploy import store as deploy_store
 from headrace.deploy.local import LocalFleet
 from headrace.registry.artifacts import Artifacts
 from headrace.registry.examiner import Examiner
+
+log = logging.getLogger("headrace.controlplane")
 
 
 class Commands:
@@ -84,39 +89,55 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     )
     commands = Commands(platform)
     metrics.hub = hub
-    await fleet.open()  # nothing is published before it is known what runs
-    await hub.listen(spec.control.removeprefix("unix:"))
-    await manager.tick()
-    managing = loop.create_task(manager.run())
-    app = create_app(platform, spec.artifact_max_bytes)
+    try:
+        await fleet.open()  # nothing is published before it is known what runs
+        await hub.listen(spec.control.removeprefix("unix:"))
+        await manager.tick()
+        managing = loop.create_task(manager.run())
+        try:
+            await serve_api(platform, spec, stop, events)
+        finally:
+            managing.cancel()
+    finally:
+        hub.close()
+        await examiner.close()
+        await fleet.close()
+        store.close()
+
+
+async def serve_api(platform: Platform, spec: ControlSpec, stop: asyncio.Event, events: Events) -> None:
+    """Serve the API until told to stop, then finish what is in flight. Raises OSError when the port cannot be had."""
+    # Ours rather than uvicorn's: it would end the process where we have something to tell.
+    family = socket.AF_INET6 if ":" in spec.host else socket.AF_INET
+    listener = socket.create_server((spec.host, spec.port), family=family, backlog=1024, reuse_port=True)
     config = uvicorn.Config(
-        app,
-        spec.host,
-        spec.port,
+        create_app(platform, spec.artifact_max_bytes),
         log_config=None,
         log_level="warning",
         access_log=False,
         lifespan="on",
         timeout_graceful_shutdown=max(int(spec.drain_s), 1),
     )
-    server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    serving = loop.create_task(server.serve())
+    server = Api(config)
+    serving = asyncio.get_running_loop().create_task(server.serve([listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
     if server.started:
         events.send(ProcessEvent("ready", spec.port))
-        stopping = loop.create_task(stop.wait())
-        await asyncio.wait([stopping, serving, managing], return_when=asyncio.FIRST_COMPLETED)
+        stopping = asyncio.get_running_loop().create_task(stop.wait())
+        await asyncio.wait([stopping, serving], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
     server.should_exit = True
-    with contextlib.suppress(SystemExit):
-        await serving
-    managing.cancel()
-    hub.close()
-    await examiner.close()
-    await fleet.close()
-    store.close()
+    await serving
+
+
+class Api(uvicorn.Server):
+    """Uvicorn without its signal handlers: SIGTERM is `watch_stop`'s."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
 
 
 class Woken:
@@ -138,7 +159,12 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     events = Events()
     spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=ControlSpec)
-    uvloop.run(serve(spec, events))
+    try:
+        uvloop.run(serve(spec, events))
+    except Exception as error:
+        log.exception("the control plane ends")
+        events.send(ProcessEvent("failed", detail=f"{type(error).__name__}: {error}"))
+        return 1
     return 0
 
 

@@ -21,6 +21,8 @@ from headrace.core.resources import ModelStatus, RouterStatus
 from headrace.core.specs import ReplicaStatus
 
 WINDOW_S = 10.0
+RECENT_MAX = 1000
+"""Reports in the window: 100 routers that report each second."""
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -62,7 +64,7 @@ class Metrics:
         self._routers: dict[str, RouterReport] = {}
         self._replicas: dict[str, ReplicaReport] = {}
         self._retries = self._ejections = 0
-        self._recent: deque[tuple[float, RouterReport]] = deque()
+        self._recent: deque[tuple[float, RouterReport]] = deque(maxlen=RECENT_MAX)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Exposition(self))
 
@@ -75,10 +77,7 @@ class Metrics:
         self._routers[report.router] = report
         self._retries += report.retries
         self._ejections += report.ejections
-        now = time.monotonic()
-        self._recent.append((now, report))
-        while self._recent and self._recent[0][0] < now - WINDOW_S:
-            self._recent.popleft()
+        self._recent.append((time.monotonic(), report))
         for cell in report.cells:
             key = (cell.model, cell.version, cell.tenant)
             if count := cell.latency.count:
@@ -99,11 +98,18 @@ class Metrics:
                 served.batch_rows[rows] = served.batch_rows.get(rows, 0) + count
 
     # ------------------------------------------------------------------------------------------------ out
+    def _window(self) -> Iterable[RouterReport]:
+        """The reports of the last seconds; none when no router is left to send any."""
+        oldest = time.monotonic() - WINDOW_S
+        while self._recent and self._recent[0][0] < oldest:
+            self._recent.popleft()
+        return (report for _, report in self._recent)
+
     def routers(self) -> list[RouterStatus]:
         """See `ports.Telemetry.routers`."""
         connected = self.hub.routers if self.hub is not None else {}
         rates = dict.fromkeys(connected, 0.0)
-        for _, report in self._recent:
+        for report in self._window():
             done = sum(cell.latency.count + sum(cell.errors.values()) for cell in report.cells)
             rates[report.router] = rates.get(report.router, 0.0) + done / WINDOW_S
         statuses = []
@@ -120,7 +126,7 @@ class Metrics:
         """See `ports.Telemetry.models`."""
         latency: dict[str, Histogram] = {}
         errors: dict[str, int] = {}
-        for _, report in self._recent:
+        for report in self._window():
             for cell in report.cells:
                 latency.setdefault(cell.model, Histogram({}, 0.0)).merge(cell.latency)
                 errors[cell.model] = errors.get(cell.model, 0) + sum(cell.errors.values())

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from litestar import Litestar
 
-from headrace.controlplane.platform import REPLICAS_MAX
+from headrace.controlplane.platform import REPLICAS_MAX, SHARE_MIN
 from headrace.core import resources, schema, specs
 from headrace.core.names import NAME
 from headrace.core.resources import Problem
@@ -64,7 +64,7 @@ LIMITS: dict[str, dict[str, dict[str, Any]]] = {
         "version": VERSION,
         "replicas": {"minimum": 0, "maximum": REPLICAS_MAX},
         "threads": {"minimum": 1, "maximum": 256},
-        "traffic_percent": {"minimum": 0, "maximum": 100},
+        "traffic_percent": {"maximum": 100, "anyOf": [{"const": 0}, {"minimum": SHARE_MIN}]},
     },
     "DeploymentUpdate": {"replicas": {"minimum": 0, "maximum": REPLICAS_MAX}},
     "OverrideUpdate": {"version": VERSION},

@@ -26,6 +26,7 @@ from headrace.core.errors import (
 )
 from headrace.core.names import check_name, parse_reference
 from headrace.core.resources import ROLES, ChangeRef, DeploymentCreate, Engine, Role, TrafficUpdate, VersionCreate
+from headrace.core.snapshot import SLOTS
 from headrace.core.specs import Examination, ExaminationRequest
 from headrace.deploy import store as deploy_store
 from headrace.deploy.reconcile import Standing, Target
@@ -39,6 +40,8 @@ from headrace.traffic.allocate import allocate, weights_of
 
 REPLICAS_MAX = 256
 VERSION_MAX = 1 << 31
+SHARE_MIN = 100 / SLOTS
+"""Percent: the smallest share of the traffic."""
 log = logging.getLogger("headrace.controlplane.platform")
 
 
@@ -137,7 +140,7 @@ class Platform:
         """A version, the latest for None. Raises NotFound."""
         latest = registry.latest_version(c, model.id)
         wanted = (latest or 0) if number is None else number
-        found = registry.find_version(c, model.id, wanted) if wanted < VERSION_MAX else None
+        found = registry.find_version(c, model.id, wanted) if 0 < wanted < VERSION_MAX else None
         if found is None:
             hint = f"the latest is {model.name}@{latest}" if latest else None
             what = "no version yet" if number is None else f"no version {number}"
@@ -227,9 +230,13 @@ class Platform:
             return Record("version.register", tenant.name, f"{name}@{number}", None, {"digest": body.digest})
 
         change = await self.mutate(request, work)
+        return await self._version_of(change), change
+
+    async def _version_of(self, change: ChangeRef) -> int:
+        """Which version a change was about. Asked of the record: a replay is about the version of the first time."""
         written = await self.store.run(lambda c: changes.find(c, change.id))
         assert written is not None
-        return int(written.entity.rpartition("@")[2]), change
+        return int(written.entity.rpartition("@")[2])
 
     async def _known(self, request: Request, name: str, number: int) -> tuple[int, ChangeRef]:
         """What a push that changes nothing answers: the change that made the version."""
@@ -260,17 +267,14 @@ class Platform:
         share = body.traffic_percent
         check_range("replicas", body.replicas, 0, REPLICAS_MAX)
         check_range("threads", body.threads, 1, 256)
-        if share is not None and not 0 <= share <= 100:
-            raise InvalidInput(f"traffic_percent: {share} is outside 0 to 100", field="traffic_percent")
-
-        def resolve(c: Connection) -> int:
-            return self.version(c, self.model(c, request, reference.model)[1], number).version
-
-        version = await self.store.run(resolve)
-        entity = f"{reference.model}@{version}"
+        if share is not None and not (share == 0 or SHARE_MIN <= share <= 100):
+            expected = f"expected 0, or {SHARE_MIN:g} to 100"
+            raise InvalidInput(f"traffic_percent: {share:g}, {expected}", field="traffic_percent")
 
         def work(c: Connection) -> Record:
             tenant, model = self.model(c, request, reference.model)
+            version = self.version(c, model, number).version
+            entity = f"{reference.model}@{version}"
             before = deploy_store.find(c, model.id, version)
             deploy_store.create(c, model.id, version, body.replicas, body.threads, share)
             undo = f"headrace scale {entity} {before.replicas}" if before else f"headrace undeploy {entity}"
@@ -279,7 +283,7 @@ class Platform:
             return Record("deployment.create", tenant.name, entity, shown, after, undo)
 
         change = await self.mutate(request, work)
-        return reference.model, version, change
+        return reference.model, await self._version_of(change), change
 
     async def scale(self, request: Request, name: str, version: int, replicas: int) -> ChangeRef:
         """Want another number of replicas."""
@@ -373,7 +377,7 @@ class Platform:
         return await self.mutate(request, work)
 
     async def rollback(self, request: Request, name: str) -> ChangeRef:
-        """Put back the split that the one in force replaced. Raises Conflict when there is none."""
+        """Put back what the split in force replaced (`traffic.previous`). Raises Conflict when there is none."""
         request.principal.need("operator")
 
         def work(c: Connection) -> Record:
@@ -384,7 +388,8 @@ class Platform:
                 raise Conflict(f"model {name!r}: there is no earlier traffic policy to go back to", field="model")
             for version in weights_of(back.split):
                 self.must_be_ready(c, tenant, model, version)
-            traffic.append(c, model.id, back.split)
+            traffic.roll_back(c, model.id)
+            deploy_store.mark_traffic(c, model.id, set(weights_of(back.split)))
             return Record(
                 "traffic.rollback",
                 tenant.name,

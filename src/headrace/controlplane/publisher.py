@@ -111,26 +111,23 @@ class Publisher:
         ready = [s for s in self._fleet.statuses() if s.state == "ready" and s.spec.id not in self.draining]
         endpoints = endpoints_of(ready)
         anonymous = next((t.index for t in state.tenants.values() if t.name == self._anonymous), -1)
+        ids = {model: state.id_of(model) for model in state.models}
         deployed: dict[int, list[VersionRoute]] = {}
-        for one in state.desired:
-            key = (one.model, one.version)
-            route = VersionRoute(
-                one.version,
-                tuple(endpoints.get((state.id_of(one.model), one.version), ())),
-                state.versions[key].engine,
-                self._describe(state.versions[key]),
-            )
+        for one in sorted(state.desired, key=lambda d: d.version):
+            row = state.versions[one.model, one.version]
+            where = tuple(endpoints.get((ids[one.model], one.version), ()))
+            route = VersionRoute(one.version, where, row.engine, self._describe(row))
             deployed.setdefault(one.model, []).append(route)
         models = []
         for model in state.models.values():
             policy = state.policies.get(model.id)
             models.append(
                 ModelRoute(
-                    state.id_of(model.id),
+                    ids[model.id],
                     model.name,
                     model.tenant,
                     tuple(state.grants.get(model.id, ())),
-                    tuple(sorted(deployed.get(model.id, ()), key=lambda v: v.version)),
+                    tuple(deployed.get(model.id, ())),
                     policy[0].epoch if policy else 0,
                     policy[0].split if policy else (),
                     tuple(Override(t, v) for t, v in sorted(state.overrides.get(model.id, {}).items())),

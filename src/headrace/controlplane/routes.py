@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import hashlib
 import time
+from collections import Counter
 from typing import Annotated, Any
 
 import msgspec
@@ -73,12 +74,15 @@ async def status(request: Http[Any, Any, Any], platform: Api) -> r.Status:
         return views.models(c, tenants), views.deployments(c, tenants, statuses, standings)
 
     models, deployments = await platform.store.run(read)
+    ready: Counter[tuple[str, str]] = Counter()
+    for deployment in deployments:
+        ready[deployment.tenant, deployment.model] += deployment.ready
     rows = []
     for model in models:
         row = measured.get(f"{model.tenant}/{model.name}")
         row = row or r.ModelStatus(model.name, model.tenant, {}, 0, 0.0, 0.0, None, None)
         row.serving = model.serving
-        row.ready_replicas = sum(d.ready for d in deployments if (d.tenant, d.model) == (model.tenant, model.name))
+        row.ready_replicas = ready[model.tenant, model.name]
         rows.append(row)
     routers = platform.telemetry.routers()
     epoch = max([router.epoch for router in routers], default=0)
@@ -569,8 +573,7 @@ async def traffic_history(
 
     def read(c: Connection) -> list[r.Change]:
         owner, _ = platform.model(c, asked, model)
-        found = changes.page(c, owner.name, model, None, None, LIMIT_MAX)
-        return [change for change in found if change.action.startswith("traffic.")][:limit]
+        return changes.page(c, owner.name, model, None, None, limit, "traffic")
 
     return r.Page(await platform.store.run(read))
 

@@ -44,12 +44,8 @@ class Reader:
     def __call__(self, connection: Connection) -> RoutingState:
         """The state in this transaction."""
         desired = deploy_store.list_all(connection)
-        for one in desired:
-            key = (one.model, one.version)
-            if key not in self._versions:
-                found = registry_store.find_version(connection, *key)
-                assert found is not None
-                self._versions[key] = found
+        wanted = {(one.model, one.version) for one in desired}
+        self._versions |= registry_store.find_versions(connection, wanted - self._versions.keys())
         return RoutingState(
             {tenant.index: tenant for tenant in accounts.list_tenants(connection)},
             [key for key in accounts.list_keys(connection) if key.state == "active"],
@@ -58,5 +54,5 @@ class Reader:
             traffic_store.list_current(connection),
             traffic_store.list_overrides(connection),
             desired,
-            {(one.model, one.version): self._versions[one.model, one.version] for one in desired},
+            {key: self._versions[key] for key in wanted},
         )

@@ -15,17 +15,46 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
 log = logging.getLogger("headrace.deploy.child")
 LOG_MAX = 16 << 20
-LINE_MAX = 1 << 20
+LINE_MAX = 64 << 10
+"""Bytes of an event line; a longer one makes no sense anyway."""
 TAIL = 4096
 LAST_LINES_S = 1.0
 """How long the event lines of a process that has ended are still read: whoever inherited the pipe may hold it open."""
 NOT_STARTED = 127
 """Exit code of a process that could not be started at all, as a shell has it."""
+
+
+class Pipes(asyncio.SubprocessProtocol):
+    """Event lines out of standard output, and the moment when the process ends: it must not wait for the pipes to
+    close, as `Process.wait` does, for a process that was killed may have left one that holds them open."""
+
+    def __init__(self, on_line: Callable[[bytes], None]) -> None:
+        self.exited = asyncio.Event()
+        self.silent = asyncio.Event()
+        self._on_line = on_line
+        self._rest = b""
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        """Hand over the whole lines; keep what is left, but no line without end."""
+        *lines, rest = (self._rest + data).split(b"\n")
+        self._rest = rest[:LINE_MAX]
+        for line in lines:
+            self._on_line(line)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        """Its standard output has ended."""
+        if fd == 1:
+            self.silent.set()
+
+    def process_exited(self) -> None:
+        """The process is no more."""
+        self.exited.set()
 
 
 class Child:
@@ -57,7 +86,7 @@ class Child:
         self._log = logs / f"{name}.log"
         self._on_line = on_line
         self._on_exit = on_exit
-        self._process: asyncio.subprocess.Process | None = None
+        self._transport: asyncio.SubprocessTransport | None = None
         self._signal = 0
         """What it is to get as soon as it is there."""
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -65,62 +94,47 @@ class Child:
     async def _run(self) -> None:
         code = NOT_STARTED
         try:
-            process = await self._start()
-            code = await self._follow(process)
+            code = await self._live()
         except OSError as error:
             log.error("%s cannot be started: %s", self.name, error)
         finally:
             self.exited.set()
             self._on_exit(code)
 
-    async def _start(self) -> asyncio.subprocess.Process:
+    async def _live(self) -> int:
+        pipes = Pipes(self._hear)
         with contextlib.suppress(OSError):
             if self._log.stat().st_size > LOG_MAX:
                 os.replace(self._log, self._log.with_suffix(".log.1"))
         with self._log.open("ab") as file:
-            self._process = process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                self._module,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=file,
-                start_new_session=True,
-                limit=LINE_MAX,
-            )
-        self.pid = process.pid
-        return process
-
-    async def _follow(self, process: asyncio.subprocess.Process) -> int:
-        assert process.stdin is not None and process.stdout is not None
-        with contextlib.suppress(ConnectionError):
-            process.stdin.write(msgspec.json.encode(self._spec) + b"\n")
-            await process.stdin.drain()
+            command = (sys.executable, "-m", self._module)
+            start = asyncio.get_running_loop().subprocess_exec
+            transport, _ = await start(lambda: pipes, *command, stderr=file, start_new_session=True)
+        self._transport = transport
+        self.pid = transport.get_pid()
+        cast(asyncio.WriteTransport, transport.get_pipe_transport(0)).write(msgspec.json.encode(self._spec) + b"\n")
         if self._signal:
             self._send(self._signal)
-        reading = asyncio.get_running_loop().create_task(self._read(process.stdout))
-        code = await process.wait()
+        await pipes.exited.wait()
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # what it started and left behind
-        await asyncio.wait([reading], timeout=LAST_LINES_S)
-        reading.cancel()
-        return code
+            os.killpg(self.pid, signal.SIGKILL)  # what it started and left behind
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(pipes.silent.wait(), LAST_LINES_S)
+        code = transport.get_returncode()
+        transport.close()
+        return NOT_STARTED if code is None else code
 
-    async def _read(self, lines: asyncio.StreamReader) -> None:
-        while True:
-            try:
-                line = await lines.readline()
-                if not line:
-                    return
-                self._on_line(line)
-            except (ValueError, msgspec.MsgspecError) as error:
-                log.warning("%s: an event line that makes no sense: %s", self.name, error)
+    def _hear(self, line: bytes) -> None:
+        try:
+            self._on_line(line)
+        except (ValueError, msgspec.MsgspecError) as error:
+            log.warning("%s: an event line that makes no sense: %s", self.name, error)
 
     def _send(self, number: int) -> None:
         self._signal = number
-        if self._process is not None and self._process.returncode is None:
+        if self._transport is not None:
             with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
+                self._transport.send_signal(number)
 
     def terminate(self) -> None:
         """Ask it to drain and leave."""

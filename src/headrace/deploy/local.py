@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable
 
 import msgspec
@@ -11,6 +12,7 @@ import msgspec
 from headrace.core.specs import ReplicaSpec, ReplicaStatus
 from headrace.deploy.wire import NodeCommand, NodeState
 
+log = logging.getLogger("headrace.deploy.local")
 RECONNECT_S = 0.1
 LINE_MAX = 64 << 20
 
@@ -84,4 +86,8 @@ class LocalFleet:
                         changed()
             except OSError:
                 pass
+            except (ValueError, msgspec.MsgspecError) as error:
+                log.error("the node says what makes no sense: %s", error)
+            if self._writer is not None:
+                self._writer.close()
             await asyncio.sleep(RECONNECT_S)

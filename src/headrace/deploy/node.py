@@ -32,7 +32,7 @@ from headrace.core.specs import (
 )
 from headrace.deploy import states
 from headrace.deploy.child import Child
-from headrace.deploy.place import lock, new_quota, reserve_port, run_folder
+from headrace.deploy.place import clear_sockets, lock, new_quota, reserve_port, run_folder
 from headrace.deploy.wire import NodeCommand, NodeState
 
 RESTART_S = (0.1, 10.0)
@@ -342,6 +342,7 @@ async def serve(settings: Settings, folder: Path) -> int:
     for socket_ in held:
         socket_.close()
     (folder / "node.json").unlink(missing_ok=True)
+    clear_sockets(run)
     return 0
 
 

@@ -59,10 +59,15 @@ def run_folder(folder: Path) -> Path:
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise Conflict(f"data: {run} is not a folder of this user", field="data", hint="choose a shorter --data")
     os.chmod(run, 0o700)
+    clear_sockets(run)
+    return run
+
+
+def clear_sockets(run: Path) -> None:
+    """Remove the sockets in the run folder: nobody listens on them."""
     for left in run.iterdir():
         if left.is_socket():
-            left.unlink()
-    return run
+            left.unlink(missing_ok=True)
 
 
 def new_quota(run: Path) -> Path:

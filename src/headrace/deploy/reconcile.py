@@ -3,7 +3,8 @@
 A replica that crashes is started again after a pause that doubles, and is short again once all replicas have been
 ready for a minute. One that says itself that it cannot serve, or that crashes three times before any was ready, fails
 its deployment, which then rests until somebody changes it. Scaling down stops what is not ready first, then the
-youngest.
+youngest. Replicas that were started otherwise than is wanted now are replaced one at a time: one more is started, and
+one of the old is stopped when it is ready.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 
 from headrace.core.resources import DeploymentState
 from headrace.core.specs import ReplicaStatus
+from headrace.deploy.states import ENDED
 
 BACKOFF_S = (0.2, 30.0)
 """First and longest pause before a restart."""
@@ -35,6 +37,8 @@ class Want:
     target: Target
     replicas: int
     revision: int
+    threads: int | None = None
+    """What each replica shall have; those with another number are replaced one by one. None: any will do."""
 
 
 @dataclass(slots=True)
@@ -49,6 +53,8 @@ class Memory:
     """Since when all replicas have been ready."""
     failure: str = ""
     last_crash: str = ""
+    noticed: set[str] = field(default_factory=set)
+    """Dead replicas that were counted, and whose record the fleet still shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,30 +120,54 @@ def reconcile(
     for target, want in wanted.items():
         note = memory.setdefault(target, Memory())
         if note.revision != want.revision:
-            memory[target] = note = Memory(want.revision)
+            memory[target] = note = Memory(want.revision, noticed=note.noticed)
         _notice_deaths(by_target[target], draining, note, plan, now)
         live = [s for s in by_target[target] if s.state in LIVE and s.spec.id not in draining]
         ready = [s for s in live if s.state == "ready"]
         _notice_calm(len(ready), want, note, now)
-        excess = len(live) - want.replicas
-        if excess > 0:
-            # Not ready before ready; within each the youngest first.
-            order = sorted(enumerate(live), key=lambda pair: (pair[1].state == "ready", -pair[0]))
-            plan.stop.extend(status.spec.id for _, status in order[:excess])
-        elif excess < 0 and not note.failure:
+        plan.stop.extend(_surplus(want, live))
+        missing = _missing(want, live)
+        if missing and not note.failure:
             if now >= note.not_before:
-                plan.start.extend([target] * -excess)
+                plan.start.extend([target] * missing)
             else:
                 wakes.append(note.not_before)
         plan.standings[target] = _standing(want, live, ready, note, now)
     return Plan(plan.start, plan.stop, plan.forget, plan.standings, min(wakes, default=None))
 
 
+def _outdated(want: Want, status: ReplicaStatus) -> bool:
+    return want.threads is not None and status.spec.threads != want.threads
+
+
+def _surplus(want: Want, live: Sequence[ReplicaStatus]) -> list[str]:
+    """Ids of replicas to stop: not ready before ready, outdated before others, then the youngest."""
+    excess = len(live) - want.replicas
+    replaces = any(s.state != "ready" and not _outdated(want, s) for s in live)
+    if replaces and any(s.state == "ready" and _outdated(want, s) for s in live) and want.replicas:
+        excess -= 1  # one more than wanted, while the new one is on its way
+    if excess <= 0:
+        return []
+    order = sorted(enumerate(live), key=lambda pair: (pair[1].state == "ready", not _outdated(want, pair[1]), -pair[0]))
+    return [status.spec.id for _, status in order[:excess]]
+
+
+def _missing(want: Want, live: Sequence[ReplicaStatus]) -> int:
+    """How many replicas to start."""
+    if len(live) == want.replicas and all(s.state == "ready" for s in live):
+        return int(any(_outdated(want, s) for s in live))
+    return max(want.replicas - len(live), 0)
+
+
 def _notice_deaths(
     statuses: Sequence[ReplicaStatus], draining: Collection[str], note: Memory, plan: Plan, now: float
 ) -> None:
+    counted = note.noticed
+    note.noticed = {status.spec.id for status in statuses if status.state in ENDED}
     for status in statuses:
-        if status.state == "failed":
+        if status.spec.id in counted:
+            pass  # forgetting takes the fleet a while: a death counts once, however often its record is seen
+        elif status.state == "failed":
             note.failure = status.detail or "the replica could not serve the version"
         elif status.state == "crashed" and status.spec.id not in draining:
             note.crashes += 1
@@ -145,7 +175,7 @@ def _notice_deaths(
             note.not_before = now + pause_s(note.crashes)
             if note.crashes >= CRASHES_MAX and not note.was_ready:
                 note.failure = f"crashed {note.crashes} times before it was ready: {status.detail}"
-        if status.state in ("failed", "crashed", "stopped"):
+        if status.state in ENDED:
             plan.forget.append(status.spec.id)
 
 

@@ -35,7 +35,7 @@ DEPLOYMENT: Final[Mapping[DeploymentState, tuple[DeploymentState, ...]]] = {
     "ready": ("ready", "starting", "requested", "failed", "draining", "stopped"),
     "failed": ("failed", "requested", "starting", "ready", "draining", "stopped"),  # tried again when changed
     "draining": ("draining", "requested", "stopped"),
-    "stopped": ("stopped", "requested", "starting"),
+    "stopped": ("stopped", "requested", "starting", "failed"),  # a last replica may fail on its way out
 }
 
 

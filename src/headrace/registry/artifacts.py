@@ -94,8 +94,15 @@ class Upload:
         self._target.parent.mkdir(parents=True, exist_ok=True)
         os.chmod(self._path, 0o444)
         os.replace(self._path, self._target)
-        folder = os.open(self._target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        # Each name lives in the folder above it, and that one may be new too.
+        for folder in (self._target.parent, self._target.parent.parent, self._target.parent.parent.parent):
+            _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    """Have a folder's names survive a loss of power."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,12 +1,14 @@
 """Has artifacts examined in a process of their own, so that one that crashes takes nothing with it.
 
 Formats that cannot run code share one warm process; Python models and trusted pickles get a fresh one each, which ends
-with its answer.
+with its answer. Each leads a process group, so that whatever a model forked ends with it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 import sys
 
@@ -18,6 +20,10 @@ from headrace.core.specs import EngineOptions, Examination, ExaminationRequest, 
 
 TIMEOUT_S = 60.0
 LINE_MAX = 16 << 20
+FRESH_MAX = 2
+"""Fresh processes at the same time; more wait."""
+LOOK_S = 0.05
+"""Pause between looks whether a process that says nothing still lives."""
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -45,6 +51,7 @@ class Examiner:
         self._timeout_s = timeout_s
         self._warm: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
+        self._fresh = asyncio.Semaphore(FRESH_MAX)
 
     async def examine(self, request: ExaminationRequest) -> Examination:
         """Look into an artifact; a fault that the engine names comes back in the result.
@@ -53,11 +60,12 @@ class Examiner:
             Unprocessable: the artifact crashes the process, or takes too long.
         """
         if request.engine == "python" or (request.options is not None and request.options.trust):
-            process = await self._start()
-            try:
-                return await self._ask(process, request)
-            finally:
-                await _end(process)
+            async with self._fresh:
+                process = await self._start()
+                try:
+                    return _read(await self._exchange(process, request))
+                finally:
+                    await _end(process)
         async with self._lock:
             if self._warm is None or self._warm.returncode is not None:
                 self._warm = await self._start()
@@ -76,16 +84,15 @@ class Examiner:
 
     async def _start(self) -> asyncio.subprocess.Process:
         pipe = asyncio.subprocess.PIPE
-        return await asyncio.create_subprocess_exec(*self._command, stdin=pipe, stdout=pipe, limit=LINE_MAX)
-
-    async def _ask(self, process: asyncio.subprocess.Process, request: ExaminationRequest) -> Examination:
-        return _read(await self._exchange(process, request))
+        return await asyncio.create_subprocess_exec(
+            *self._command, stdin=pipe, stdout=pipe, limit=LINE_MAX, start_new_session=True
+        )
 
     async def _exchange(self, process: asyncio.subprocess.Process, request: ExaminationRequest) -> bytes:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
         try:
             process.stdin.write(msgspec.json.encode(request) + b"\n")
-            line = await asyncio.wait_for(process.stdout.readline(), self._timeout_s)
+            line = await _line(process, self._timeout_s)
         except TimeoutError:
             message = f"the model did not load and run once within {self._timeout_s:g} s"
             raise Unprocessable(message, field="digest") from None
@@ -94,6 +101,26 @@ class Examiner:
         if not line.endswith(b"\n"):
             raise Unprocessable(f"the model crashed while loading ({await _death(process)})", field="digest")
         return line
+
+
+async def _line(process: asyncio.subprocess.Process, timeout_s: float) -> bytes:
+    """The next line of its output; what there is of one when it has died, though a child of it holds the output open.
+    Raises TimeoutError."""
+    assert process.stdout is not None
+    loop = asyncio.get_running_loop()
+    end = loop.time() + timeout_s
+    reading = loop.create_task(process.stdout.readline())
+    try:
+        while not reading.done():
+            dead = process.returncode is not None  # looked at before the wait: its last words are read after it
+            await asyncio.wait({reading}, timeout=LOOK_S)
+            if dead and not reading.done():
+                return b""
+            if loop.time() > end:
+                raise TimeoutError
+        return reading.result()
+    finally:
+        reading.cancel()
 
 
 def _read(line: bytes) -> Examination:
@@ -107,16 +134,18 @@ def _read(line: bytes) -> Examination:
 
 
 async def _death(process: asyncio.subprocess.Process) -> str:
-    try:
-        code = await asyncio.wait_for(process.wait(), 5.0)
-    except TimeoutError:
-        return "it closed its output"
+    code = process.returncode
+    if code is None:
+        try:
+            code = await asyncio.wait_for(process.wait(), 5.0)
+        except TimeoutError:
+            return "it closed its output"
     return f"exit code {code}" if code >= 0 else f"signal {-code}, {signal.Signals(-code).name}"
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.kill()
-    if process.stdin is not None:
-        process.stdin.close()
-    await process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    # Bounded: it reads to the output's end, which a child that has left the group can hold open.
+    with contextlib.suppress(TimeoutError, ConnectionError):
+        await asyncio.wait_for(process.communicate(), 5.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -23,6 +24,7 @@ from sqlalchemy import (
     func,
     insert,
     select,
+    tuple_,
     update,
 )
 
@@ -69,6 +71,8 @@ versions = Table(
     Column("created_at", String(32), nullable=False),
     Column("created_by", String(64), nullable=False),
 )
+KEYS_MAX = 500
+"""Most keys in one query: databases limit its parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +200,17 @@ def find_version(connection: Connection, model: int, version: int) -> VersionRow
     """One version."""
     row = connection.execute(select(versions).where(versions.c.model == model, versions.c.version == version)).first()
     return None if row is None else _version(row)
+
+
+def find_versions(connection: Connection, keys: Iterable[tuple[int, int]]) -> dict[tuple[int, int], VersionRow]:
+    """Many versions by (model, number) in a few queries; those that do not exist are left out."""
+    column = tuple_(versions.c.model, versions.c.version)
+    wanted = list(keys)
+    found = {}
+    for start in range(0, len(wanted), KEYS_MAX):
+        for row in connection.execute(select(versions).where(column.in_(wanted[start : start + KEYS_MAX]))):
+            found[row.model, row.version] = _version(row)
+    return found
 
 
 def latest_version(connection: Connection, model: int) -> int | None:

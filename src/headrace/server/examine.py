@@ -24,6 +24,8 @@ from headrace.server.engines.artifact import reason
 from headrace.server.engines.load import load
 from headrace.server.engines.port import example
 
+_SIZES = "if it needs larger inputs than the example's, give a signature that fixes the free dimensions"
+
 
 class Examine(msgspec.Struct, frozen=True):
     """A request."""
@@ -74,7 +76,8 @@ def examine(request: Examine) -> Examined | Refused:
     except (Exception, SystemExit) as error:  # whatever the model raises
         text = error.message if isinstance(error, HeadraceError) else reason(error, path)
         name = request.file_name or "the model"
-        return Refused(Fault(f"{name}: loads, and fails on its first run: {text}", "digest"))
+        free = any(-1 in spec.shape[1:] for spec in engine.signature.inputs)
+        return Refused(Fault(f"{name}: loads, and fails on its first run: {text}", "digest", _SIZES if free else None))
     finally:
         engine.close()
 
@@ -90,9 +93,12 @@ def answer(line: bytes) -> Examined | Refused:
 
 def main() -> int:
     """Entry point of the process; ends with its standard input."""
-    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what a model prints must not stand between the replies
-    for line in sys.stdin.buffer:
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # nor may it read the next request
+    os.close(nothing)
+    for line in requests:
         replies.write(msgspec.json.encode(answer(line)) + b"\n")
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from headrace.core.errors import InvalidInput
@@ -63,28 +64,59 @@ def slot_counts(weights: Mapping[int, float]) -> dict[int, int]:
                 f"weights.{version}: {weights[version]:g} percent is less than the smallest share, {100 / SLOTS:g}",
                 field=f"weights.{version}",
             )
+    return _whole(exact, SLOTS)
+
+
+def _whole(exact: Mapping[int, float], total: int) -> dict[int, int]:
+    """Whole slots that add up to `total`, as near to `exact` as can be (largest remainders); without those of none."""
     counts = {version: int(value) for version, value in exact.items()}
     by_remainder = sorted(exact, key=lambda version: (counts[version] - exact[version], version))
-    for version in by_remainder[: SLOTS - sum(counts.values())]:
+    for version in by_remainder[: total - sum(counts.values())]:
         counts[version] += 1
     return {version: count for version, count in counts.items() if count}
 
 
-def weights_of(split: Sequence[Slots]) -> dict[int, float]:
-    """Version -> percent of a split."""
-    weights: dict[int, float] = {}
+def slots_of(split: Sequence[Slots]) -> Counter[int]:
+    """Version -> how many slots of a split are its."""
+    counts: Counter[int] = Counter()
     start = 0
     for part in split:
-        weights[part.version] = weights.get(part.version, 0.0) + (part.end - start) * 100 / SLOTS
+        counts[part.version] += part.end - start
         start = part.end
-    return weights
+    return counts
+
+
+def weights_of(split: Sequence[Slots]) -> dict[int, float]:
+    """Version -> percent of a split."""
+    return {version: count * 100 / SLOTS for version, count in slots_of(split).items()}
 
 
 def with_share(weights: Mapping[int, float], version: int, percent: float) -> dict[int, float]:
-    """Give `version` a share; the others shrink or grow in proportion."""
-    others = {v: w for v, w in weights.items() if v != version}
-    total = sum(others.values())
-    if not others or total == 0:
+    """Give `version` a share; the others shrink or grow in proportion.
+
+    In whole slots, so that `allocate` takes whatever comes out: a share above nothing is at least one slot, and another
+    version whose part of what is left rounds to no slot gets none.
+
+    Args:
+        weights: version -> percent, now.
+        version: who gets the share.
+        percent: 0 to 100.
+    """
+    others = {v: w for v, w in weights.items() if v != version and w > 0}
+    if not others:
         return {version: 100.0}
-    scaled = {v: w * (100 - percent) / total for v, w in others.items()}
-    return {**scaled, version: percent}
+    given = max(round(percent * SLOTS / 100), 1 if percent > 0 else 0)
+    left, total = SLOTS - given, sum(others.values())
+    scaled = _whole({v: w * left / total for v, w in others.items()}, left)
+    return {v: count * 100 / SLOTS for v, count in {**scaled, version: given}.items()}
+
+
+def continues(start: Sequence[Slots], now: Sequence[Slots], new: Sequence[Slots]) -> bool:
+    """Whether `new` is a further step of the rollout that led from `start` to `now`: both gave more to one version, the
+    same, and it had nothing at the start."""
+    first, second = _grown(start, now), _grown(now, new)
+    return len(first) == 1 and first == second and not first & slots_of(start).keys()
+
+
+def _grown(old: Sequence[Slots], new: Sequence[Slots]) -> set[int]:
+    return set(slots_of(new) - slots_of(old))  # a Counter's difference keeps what is above nothing

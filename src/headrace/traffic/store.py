@@ -1,8 +1,9 @@
 """Traffic policies in the store: append-only per model, so that what was in force at any time can be told.
 
-`replaces` names the policy that a rollback goes back to (`rollback_target`), chosen when the policy is written. Rolling
-back puts its split in place as a new policy, so that rolling back twice comes back to where it began. Overrides stand
-beside the policies and are not rolled back.
+`replaces` names the policy that a rollback goes back to, chosen when the policy is written: the one in force then, or
+for a further step of a rollout the one in force when it began, so that one action undoes all its steps. Rolling back
+puts that split in place, slot for slot, as a new policy that replaces the one rolled back: doing it twice comes back to
+where it began. Overrides stand beside the policies and are not rolled back.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from sqlalchemy import Column, Connection, ForeignKey, Integer, String, Table, T
 
 from headrace.core.database import metadata, now
 from headrace.core.snapshot import Slots
-from headrace.traffic.allocate import weights_of
+from headrace.traffic.allocate import continues
 
 policies = Table(
     "policies",
@@ -32,8 +33,6 @@ overrides = Table(
     Column("tenant", Integer, ForeignKey("tenants.index"), primary_key=True),
     Column("version", Integer, nullable=False),
 )
-
-HISTORY_MAX = 200
 
 _decode = msgspec.json.Decoder(tuple[Slots, ...]).decode
 
@@ -72,8 +71,19 @@ def previous(connection: Connection, model: int) -> Policy | None:
 
 def append(connection: Connection, model: int, split: tuple[Slots, ...]) -> Policy:
     """Put a split in force as a new policy."""
-    before = current(connection, model)
-    policy = Policy(before.epoch + 1, split, rollback_target(connection, model, split), now())
+    before, start = current(connection, model), previous(connection, model)
+    step = start is not None and continues(start.split, before.split, split)
+    return _append(connection, model, before.epoch, split, before.replaces if step else before.epoch or None)
+
+
+def roll_back(connection: Connection, model: int) -> Policy | None:
+    """Put back what `previous` names; None, and nothing done, where there is nothing to go back to."""
+    before, back = current(connection, model), previous(connection, model)
+    return None if back is None else _append(connection, model, before.epoch, back.split, before.epoch)
+
+
+def _append(connection: Connection, model: int, epoch: int, split: tuple[Slots, ...], replaces: int | None) -> Policy:
+    policy = Policy(epoch + 1, split, replaces, now())
     connection.execute(
         insert(policies).values(
             model=model,
@@ -84,17 +94,6 @@ def append(connection: Connection, model: int, split: tuple[Slots, ...]) -> Poli
         )
     )
     return policy
-
-
-def rollback_target(connection: Connection, model: int, split: tuple[Slots, ...]) -> int | None:
-    """The epoch of the policy that a rollback from `split` would put in place: the latest in which the version that
-    leads in `split` had no traffic, so that one action undoes all steps of a rollout; else the one in force."""
-    weights = weights_of(split)
-    leader = max(weights, key=lambda version: (weights[version], version))
-    for policy in history(connection, model, HISTORY_MAX):
-        if leader not in weights_of(policy.split):
-            return policy.epoch
-    return current(connection, model).epoch or None
 
 
 def list_current(connection: Connection) -> dict[int, tuple[Policy, Policy | None]]:

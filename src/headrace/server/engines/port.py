@@ -37,11 +37,19 @@ class Engine(Protocol):
         """Free what the engine holds."""
 
 
+IMAGE_SIDE = 64
+"""What a free dimension of an image is in an example: convolutions do not fit into one pixel."""
+
+
 def example(signature: Signature, rows: int = 1) -> list[np.ndarray[Any, Any]]:
-    """Inputs of the signature's shapes, for warm-up: ones, or empty text; free dimensions 1, the first `rows`."""
+    """Inputs of the signature's shapes, for warm-up: ones, or empty text.
+
+    A free dimension is `rows` when it is the first, else 1, or `IMAGE_SIDE` in a tensor of four dimensions.
+    """
     arrays = []
     for spec in signature.inputs:
-        shape = [rows if k == 0 and n == -1 else (1 if n == -1 else n) for k, n in enumerate(spec.shape)]
+        free = IMAGE_SIDE if len(spec.shape) == 4 else 1
+        shape = [n if n != -1 else rows if k == 0 else free for k, n in enumerate(spec.shape)]
         if spec.datatype == "BYTES":
             array = np.empty(shape, object)
             array.fill(b"")

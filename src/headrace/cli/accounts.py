@@ -1,0 +1,134 @@
+"""``headrace tenants`` and ``headrace keys``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+import headrace
+from headrace.cli import output
+from headrace.cli.options import Json, Tenant, Why, Yes
+
+tenants = typer.Typer(help="Teams and their quotas.", no_args_is_help=True)
+keys = typer.Typer(help="API keys.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="The tenant's name.")]
+Rate = Annotated[float | None, typer.Option(help="Requests a second, sustained.")]
+Burst = Annotated[float | None, typer.Option(help="Requests above the rate that may come at once.")]
+InFlight = Annotated[int | None, typer.Option(help="Requests at the same time.")]
+COLUMNS = ("TENANT", "STATE", "RATE/S", "BURST", "IN FLIGHT", "CREATED")
+
+
+def _row(tenant: Any) -> tuple[object, ...]:
+    quota = tenant.quota
+    return (
+        tenant.name,
+        tenant.state,
+        f"{quota.rate_per_s:g}",
+        f"{quota.burst:g}",
+        quota.max_in_flight,
+        tenant.created_at,
+    )
+
+
+@tenants.command("list")
+@output.guarded
+def list_tenants(json: Json = False) -> None:
+    """All tenants."""
+    with headrace.Client() as client:
+        page = client.tenants.list()
+    output.json(page) if json else output.table(COLUMNS, map(_row, page.items), "no tenants")
+
+
+@tenants.command("show")
+@output.guarded
+def show_tenant(name: Name, json: Json = False) -> None:
+    """A tenant's state and quota."""
+    with headrace.Client() as client:
+        found = client.tenants.show(name)
+    output.json(found) if json else output.table(COLUMNS, [_row(found)], "")
+
+
+@tenants.command("create")
+@output.guarded
+def create_tenant(
+    name: Name, rate: Rate = None, burst: Burst = None, max_in_flight: InFlight = None, json: Json = False
+) -> None:
+    """Create a tenant."""
+    from headrace.core.resources import Quota
+
+    given = {"rate_per_s": rate, "burst": burst, "max_in_flight": max_in_flight}
+    limits: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
+    with headrace.Client() as client:
+        outcome = client.tenants.create(name, Quota(**limits))
+        if json:
+            return output.json(outcome)
+        output.done(client, f"tenant {name} created", outcome.change)
+        output.console.print(f"next: headrace keys create --tenant {name} --role developer", style="dim")
+
+
+@tenants.command("update")
+@output.guarded
+def update_tenant(
+    name: Name,
+    rate: Rate = None,
+    burst: Burst = None,
+    max_in_flight: InFlight = None,
+    state: Annotated[str | None, typer.Option(help="active or suspended.")] = None,
+    why: Why = None,
+    json: Json = False,
+) -> None:
+    """Change a tenant's quota, or suspend it."""
+    from headrace.core.resources import TenantUpdate
+
+    chosen: Any = state
+    with headrace.Client() as client:
+        outcome = client.tenants.update(name, TenantUpdate(chosen, rate, burst, max_in_flight, why))
+        output.json(outcome) if json else output.done(client, f"tenant {name} changed", outcome.change)
+
+
+@keys.command("create")
+@output.guarded
+def create_key(
+    role: Annotated[str, typer.Option(help="viewer, developer, operator or admin.")] = "viewer",
+    tenant: Tenant = None,
+    label: Annotated[str, typer.Option(help="Whose it is, for people.")] = "",
+    json: Json = False,
+) -> None:
+    """Create a key; its text is shown this once."""
+    chosen: Any = role
+    with headrace.Client() as client:
+        outcome = client.keys.create(chosen, tenant, label)
+        if json:
+            return output.json(outcome)
+        output.console.print(outcome.result.text)
+        made = outcome.result.key
+        output.done(client, f"{made.role} of {made.tenant}; keep it, it is not shown again", outcome.change)
+
+
+@keys.command("list")
+@output.guarded
+def list_keys(tenant: Tenant = None, json: Json = False) -> None:
+    """All keys, without their secrets."""
+    with headrace.Client() as client:
+        page = client.keys.list(tenant)
+    if json:
+        return output.json(page)
+    rows = ((k.id, k.tenant, k.role, k.state, k.label, k.created_at) for k in page.items)
+    output.table(("KEY", "TENANT", "ROLE", "STATE", "LABEL", "CREATED"), rows, "no keys")
+
+
+@keys.command("revoke")
+@output.guarded
+def revoke_key(
+    key: Annotated[str, typer.Argument(help="hr_<id>, without the secret.")], yes: Yes = False, json: Json = False
+) -> None:
+    """Make a key useless, at once and for good."""
+    if not yes:
+        if not sys.stdin.isatty():
+            raise typer.BadParameter("this cannot be undone: give --yes", param_hint="--yes")
+        typer.confirm(f"Revoke {key} for good?", abort=True)
+    with headrace.Client() as client:
+        outcome = client.keys.revoke(key)
+        output.json(outcome) if json else output.done(client, f"{key} revoked", outcome.change)

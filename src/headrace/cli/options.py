@@ -1,0 +1,67 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import headrace
+from headrace.core.errors import InvalidInput
+
+
+def qualified(model: str, tenant: str | None) -> str:
+    """``tenant/model``, where a tenant is named."""
+    return f"{tenant}/{model}" if tenant else model
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Models' names, for the shell; nothing when the platform does not answer."""
+    try:
+        with headrace.Client(timeout_s=1.0) as client:
+            return [model.name for model in client.models.list() if model.name.startswith(incomplete)]
+    except Exception:  # completion must never disturb what a person types
+        return []
+
+
+def complete_reference(incomplete: str) -> list[str]:
+    """Versions, ``churn@4``, once the model's name is typed; models' names before."""
+    name, at, _ = incomplete.partition("@")
+    if not at:
+        return complete_model(incomplete)
+    try:
+        with headrace.Client(timeout_s=1.0) as client:
+            found = [f"{name}@{version.version}" for version in client.models.versions(name).items]
+    except Exception:
+        return []
+    return [reference for reference in found if reference.startswith(incomplete)]
+
+
+Json = Annotated[bool, typer.Option("--json", help="The API's reply as JSON.")]
+Why = Annotated[str | None, typer.Option("--why", help="Reason, kept in the audit.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+Tenant = Annotated[str | None, typer.Option("--tenant", help="Another tenant's (admins).")]
+Model = Annotated[str, typer.Argument(help="For example churn.", autocompletion=complete_model)]
+Reference = Annotated[str, typer.Argument(help="For example churn@4.", autocompletion=complete_reference)]
+
+
+def pairs(items: list[str] | None, option: str) -> dict[str, str]:
+    """``NAME=TEXT`` options. Raises InvalidInput."""
+    found = {}
+    for item in items or []:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise InvalidInput(f"{option}: {item!r}, expected NAME=VALUE", field=option)
+        found[name] = value
+    return found
+
+
+def numbers(items: list[str] | None, option: str) -> dict[str, float]:
+    """``NAME=NUMBER`` options. Raises InvalidInput."""
+    found = {}
+    for name, text in pairs(items, option).items():
+        try:
+            found[name] = float(text)
+        except ValueError:
+            raise InvalidInput(f"{option}: {name}={text!r}, expected a number", field=option) from None
+    return found

@@ -1,0 +1,138 @@
+"""``headrace models``: the model registry."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import headrace
+from headrace.cli import output
+from headrace.cli.options import Json, Model, Tenant, numbers, pairs, qualified
+
+models = typer.Typer(help="The model registry.", no_args_is_help=True)
+
+
+@models.command("push")
+@output.guarded
+def push(
+    model: Model,
+    path: Annotated[Path, typer.Argument(help="Model file, or a folder with model.py.")],
+    engine: Annotated[str | None, typer.Option(help="Guessed from the file's name.")] = None,
+    outputs: Annotated[str | None, typer.Option(help="Outputs to compute, comma separated.")] = None,
+    nan: Annotated[str | None, typer.Option(help="reject or allow.")] = None,
+    batch_max: Annotated[int | None, typer.Option(help="Most rows in one run.")] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="The file may run code when loaded (a pickle).")] = False,
+    metric: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER, repeatable.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="NAME=TEXT, repeatable.")] = None,
+    description: Annotated[str, typer.Option(help="For people.")] = "",
+    tenant: Tenant = None,
+    json: Json = False,
+) -> None:
+    """Register a new version of a model."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("uploading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    chosen: Any = engine
+    missing: Any = nan
+    with headrace.Client() as client:
+        with Progress(*columns, transient=True, disable=json or not sys.stdout.isatty()) as bar:
+            task = bar.add_task("upload", total=None)
+            outcome = client.models.push(
+                qualified(model, tenant),
+                path,
+                engine=chosen,
+                outputs=outputs.split(",") if outputs else None,
+                nan=missing,
+                batch_max=batch_max,
+                trust=trust,
+                metrics=numbers(metric, "metric"),
+                tags=pairs(tag, "tag"),
+                description=description,
+                progress=lambda sent, total: bar.update(task, completed=sent, total=total),
+            )
+        if json:
+            return output.json(outcome)
+        made = outcome.result
+        name = qualified(f"{made.model}@{made.version}", tenant)
+        output.console.print(f"{name}  {made.engine}, {output.size(made.size_bytes)}")
+        for kind, specs in (("takes", made.signature.inputs), ("gives", made.signature.outputs)):
+            for spec in specs:
+                output.console.print(f"  {kind} {spec.name} {spec.datatype} {list(spec.shape)}")
+        output.console.print(f"next: headrace deploy {name}", style="dim")
+
+
+@models.command("list")
+@output.guarded
+def list_(
+    search: Annotated[str | None, typer.Option(help="In name and description.")] = None,
+    tenant: Tenant = None,
+    json: Json = False,
+) -> None:
+    """All models."""
+    with headrace.Client() as client:
+        found = client.models.list(tenant, search)
+    if json:
+        return output.json(found)
+    rows = ((m.name, m.tenant, m.latest, output.weights(m.serving), m.description) for m in found)
+    empty = "no models yet: headrace models push NAME FILE"
+    output.table(("MODEL", "TENANT", "LATEST", "TRAFFIC", "DESCRIPTION"), rows, empty)
+
+
+@models.command("show")
+@output.guarded
+def show(model: Model, tenant: Tenant = None, json: Json = False) -> None:
+    """A model and its versions."""
+    name = qualified(model, tenant)
+    with headrace.Client() as client:
+        found = client.models.show(name)
+        versions = client.models.versions(name).items
+    if json:
+        return output.json({"model": found, "versions": versions})
+    output.console.print(f"{found.tenant}/{found.name}  traffic {output.weights(found.serving)}")
+    for label, text in (("description", found.description), ("granted to", ", ".join(found.grants))):
+        if text:
+            output.console.print(f"{label}: {text}")
+    rows = (
+        (
+            v.version,
+            v.engine,
+            v.digest[:12],
+            output.size(v.size_bytes),
+            _listed(v.metrics),
+            _listed(v.tags),
+            v.created_at,
+        )
+        for v in versions
+    )
+    output.table(("VERSION", "ENGINE", "SHA256", "SIZE", "METRICS", "TAGS", "CREATED"), rows, "no versions")
+
+
+def _listed(values: Any) -> str:
+    return " ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()
+    )
+
+
+@models.command("grant")
+@output.guarded
+def grant(
+    model: Model, to: Annotated[str, typer.Argument(help="Tenant.")], tenant: Tenant = None, json: Json = False
+) -> None:
+    """Let another tenant call a model."""
+    with headrace.Client() as client:
+        outcome = client.models.grant(qualified(model, tenant), to)
+        output.json(outcome) if json else output.done(client, f"{to} may call {model}", outcome.change)
+
+
+@models.command("revoke")
+@output.guarded
+def revoke(
+    model: Model, to: Annotated[str, typer.Argument(help="Tenant.")], tenant: Tenant = None, json: Json = False
+) -> None:
+    """Take a grant back."""
+    with headrace.Client() as client:
+        outcome = client.models.revoke(qualified(model, tenant), to)
+        output.json(outcome) if json else output.done(client, f"{to} may call {model} no more", outcome.change)

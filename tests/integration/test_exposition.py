@@ -1,0 +1,104 @@
+"""What Prometheus reads: the families, their numbers, and that promtool finds nothing to say."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from headrace.controlplane.metrics import BUCKETS_S, Metrics
+from headrace.core.report import Histogram, ReplicaReport, RequestCell, RouterReport, SlotReport, bin_of
+from tests.unit.test_reconcile import status
+
+
+def histogram(*seconds: float) -> Histogram:
+    made = Histogram({}, sum(seconds))
+    for one in seconds:
+        made.bins[bin_of(one)] = made.bins.get(bin_of(one), 0) + 1
+    return made
+
+
+@pytest.fixture
+def metrics() -> Iterator[Metrics]:
+    made = Metrics({0: "default", -1: ""}.__getitem__, lambda: [status("r", "ready")], lambda: 7)
+    good = RequestCell("default/m", 1, 0, histogram(0.002, 0.02, 0.2), {503: 2})
+    lost = RequestCell("", 0, -1, histogram(), {404: 1})
+    for _ in range(2):  # the second report adds to the first
+        made.take(RouterReport("router-0", 7, (good, lost), 3, 4, 1, 1, 50_000_000))
+        slot = SlotReport(
+            "default/m", 1, 3, 5, 2, 0, 6, {1: 1, 4: 1}, histogram(0.001, 0.001, 0.001), histogram(0.01, 0.01)
+        )
+        made.take(ReplicaReport("r", (slot,), 70_000_000))
+    yield made
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], Sample]:
+    families = text_string_to_metric_families(metrics.prometheus().decode())
+    return {(s.name, tuple(sorted(s.labels.items()))): s for family in families for s in family.samples}
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    return float(samples(metrics)[name, tuple(sorted(labels.items()))].value)
+
+
+def test_promtool_has_nothing_to_say(metrics: Metrics) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian: prometheus)")
+    done = subprocess.run([promtool, "check", "metrics"], input=metrics.prometheus(), capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_every_family_has_help_and_the_prefix(metrics: Metrics) -> None:
+    families = list(text_string_to_metric_families(metrics.prometheus().decode()))
+    assert len(families) >= 14
+    for family in families:
+        assert family.documentation.endswith("."), family.name
+        assert family.name.startswith("headrace_")
+
+
+def test_requests_are_counted_by_status(metrics: Metrics) -> None:
+    of_model = {"model": "default/m", "version": "1", "tenant": "default"}
+    assert value(metrics, "headrace_requests_total", code="200", **of_model) == 6
+    assert value(metrics, "headrace_requests_total", code="503", **of_model) == 4
+    assert value(metrics, "headrace_requests_total", code="404", model="", version="0", tenant="") == 2
+
+
+def test_histograms_count_up_to_infinity(metrics: Metrics) -> None:
+    found = [
+        (float(s.labels["le"]), s.value)
+        for (name, _), s in samples(metrics).items()
+        if name == "headrace_request_duration_seconds_bucket"
+    ]
+    assert [edge for edge, _ in found] == [*BUCKETS_S, math.inf]
+    counts = dict(found)
+    assert [counts[0.001], counts[0.0025], counts[0.025], counts[0.25], counts[math.inf]] == [0, 2, 4, 6, 6]
+    of_model = {"model": "default/m", "version": "1"}
+    total = value(metrics, "headrace_request_duration_seconds_sum", tenant="default", **of_model)
+    assert math.isclose(total, 2 * 0.222)
+    assert value(metrics, "headrace_batch_rows_bucket", le="2.0", **of_model) == 2
+    assert value(metrics, "headrace_batch_rows_count", **of_model) == 4
+    assert value(metrics, "headrace_batch_rows_sum", **of_model) == 10
+    assert value(metrics, "headrace_queue_duration_seconds_count", **of_model) == 6
+    assert value(metrics, "headrace_engine_duration_seconds_count", **of_model) == 4
+
+
+def test_gauges_tell_of_now(metrics: Metrics) -> None:
+    assert value(metrics, "headrace_queue_length", model="default/m", version="1") == 6
+    assert value(metrics, "headrace_replicas", model="default/m", version="1", state="ready") == 1
+    assert value(metrics, "headrace_snapshot_epoch") == 7
+    assert value(metrics, "headrace_resident_memory_bytes", process="router-0") == 50_000_000
+    assert value(metrics, "headrace_resident_memory_bytes", process="r") == 70_000_000
+
+
+def test_a_model_at_a_glance(metrics: Metrics) -> None:
+    found = metrics.models()["default/m"]
+    assert (found.model, found.tenant) == ("m", "default")
+    assert math.isclose(found.requests_per_s, 1.0) and math.isclose(found.errors_per_s, 0.4)
+    assert found.p50_ms is not None and math.isclose(found.p50_ms, 20, rel_tol=0.03)
+    assert found.p99_ms is not None and math.isclose(found.p99_ms, 200, rel_tol=0.03)
