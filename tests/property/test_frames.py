@@ -30,12 +30,24 @@ class Collector(frames.FrameProtocol):
             if end > len(data):
                 break
             body = at + frames.SIZE + meta
-            self.got.append((rid, data[at + frames.SIZE : body], data[body:end]))
+            self.got.append((rid, bytes(data[at + frames.SIZE : body]), bytes(data[body:end])))
             at = end
         return at
 
 
+def receive(protocol: frames.FrameProtocol, data: bytes) -> None:
+    """What an event loop does with data that arrived."""
+    while data:
+        buffer = protocol.get_buffer(-1)
+        count = min(len(buffer), len(data))
+        buffer[:count] = data[:count]
+        protocol.buffer_updated(count)
+        data = data[count:]
+
+
 Frames = st.lists(st.tuples(st.integers(0, 2**32 - 1), st.binary(max_size=40), st.binary(max_size=300)), max_size=12)
+LARGE = frames.READ_MAX
+"""Bodies about as large as a read: below, at, and above what is received in place."""
 
 
 @given(Frames, st.lists(st.integers(1, 60), min_size=1))
@@ -45,7 +57,23 @@ def test_any_split_of_the_stream_parses_the_same(sent: list[tuple[int, bytes, by
     at = k = 0
     while at < len(stream):
         step = steps[k % len(steps)]
-        collector.data_received(stream[at : at + step])
+        receive(collector, stream[at : at + step])
+        at, k = at + step, k + 1
+    assert collector.got == sent
+
+
+@given(
+    st.lists(st.tuples(st.integers(-40, 40), st.sampled_from([0, 100, LARGE // 2, LARGE, 2 * LARGE])), max_size=5),
+    st.lists(st.integers(1, 2 * LARGE), min_size=1),
+)
+def test_large_frames_among_small_ones(sizes: list[tuple[int, int]], steps: list[int]) -> None:
+    sent = [(k, b"meta", bytes([k + 1]) * max(near + size, 0)) for k, (near, size) in enumerate(sizes)]
+    stream = b"".join(frames.frame(frames.REQUEST, rid, meta=meta, body=body) for rid, meta, body in sent)
+    collector = Collector()
+    at = k = 0
+    while at < len(stream):
+        step = max(steps[k % len(steps)], 1000)
+        receive(collector, stream[at : at + step])
         at, k = at + step, k + 1
     assert collector.got == sent
 
@@ -54,5 +82,5 @@ def test_a_length_past_the_limit_aborts_the_connection() -> None:
     collector = Collector()
     transport = Transport()
     collector.transport = transport  # type: ignore[assignment]
-    collector.data_received(b"\xff\xff\xff\xff rubbish")
+    receive(collector, b"\xff\xff\xff\xff rubbish, and more of it")
     assert transport.aborted

@@ -3,7 +3,8 @@
 A frame is a fixed little-endian header, `meta` (msgpack) and `body`. One connection carries many requests at once;
 whoever writes coalesces a loop tick's frames into one send. Rules that keep it quick and safe:
 
-1. A chunk of a large frame is kept, and joined once, when the frame is whole: never `rest + data` per read.
+1. No quadratic buffering: a frame larger than one read is received into a buffer of its own size, in place; what is
+   left of a read (less than a frame) moves to the front of the next.
 2. Handlers of whole frames live in `on_data` and parse in a loop of their own: a call per frame would cost more
    than the parsing.
 3. A length over `FRAME_MAX` aborts the connection: the stream has lost its step, or the peer is not ours.
@@ -23,6 +24,9 @@ HEADER: Final = struct.Struct("<IIBBHIIH")
 SIZE: Final = HEADER.size
 FRAME_MAX: Final = (1 << 30) + (1 << 20)
 """Bytes. A body's own limit is set per model and is far lower; this only guards the framing."""
+
+READ_MAX: Final = 256 << 10
+"""Most bytes of one read."""
 
 # Kinds, router <-> replica
 REQUEST: Final = 1
@@ -70,7 +74,7 @@ def frame(
     return head + meta + body
 
 
-class FrameProtocol(asyncio.Protocol):
+class FrameProtocol(asyncio.BufferedProtocol):
     """Collects whole frames and hands them to `on_data`."""
 
     FRAME_MAX: ClassVar[int] = FRAME_MAX
@@ -78,7 +82,8 @@ class FrameProtocol(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(self) -> None:
-        self._chunks: list[bytes] = []
+        self._read = memoryview(bytearray(READ_MAX))  # pages that no read has touched take no memory
+        self._large: bytearray | None = None
         self._have = 0
         self._need = SIZE
 
@@ -88,29 +93,46 @@ class FrameProtocol(asyncio.Protocol):
 
     def reset(self) -> None:
         """Forget a frame that was cut off with its connection."""
-        self._chunks.clear()
+        self._large = None
         self._have = 0
         self._need = SIZE
 
-    def data_received(self, data: bytes) -> None:
-        if self._chunks:
-            self._chunks.append(data)
-            self._have += len(data)
-            if self._have < self._need:
-                return
-            data = b"".join(self._chunks)
-            self._chunks.clear()
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return (self._read if self._large is None else memoryview(self._large))[self._have :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._have = have = self._have + nbytes
+        if have < self._need:
+            return
+        if self._large is not None:
+            data, self._large = cast(bytes, self._large), None
+            self._have, self._need = 0, SIZE
+            self.on_data(data)
+            return
+        if self._need == SIZE and self._expect(self._read, have):
+            return
+        data = bytes(self._read[:have])
         used = self.on_data(data)
-        if used < len(data):
-            rest = data[used:]
-            self._chunks.append(rest)
-            self._have = len(rest)
-            self._need = SIZE
-            if self._have >= 4:
-                self._need += int.from_bytes(rest[:4], "little")
-                if self._need > self.FRAME_MAX:
-                    self.transport.abort()
+        self._have, self._need = have - used, SIZE
+        if used < have:
+            self._read[: have - used] = data[used:]
+            self._expect(self._read, have - used)
+
+    def _expect(self, data: memoryview, have: int) -> bool:
+        """Look how long the first frame in `data` is; True when it is not whole yet."""
+        if have < 4:
+            return True
+        self._need = need = SIZE + int.from_bytes(data[:4], "little")
+        if need <= have:
+            return False
+        if need > self.FRAME_MAX:
+            self.transport.abort()
+        elif need > READ_MAX:
+            self._large = bytearray(need)
+            self._large[:have] = data[:have]
+        return True
 
     def on_data(self, data: bytes) -> int:
-        """Handle the whole frames in `data`; return how many bytes they took."""
+        """Handle the whole frames in `data` (a bytearray where it is one large frame); return how many bytes they
+        took."""
         raise NotImplementedError

@@ -176,7 +176,7 @@ class Http(asyncio.Protocol):
         if self.last >= 0:
             return
         self.seq = seq + 1
-        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        size = self.body_size
         self.fields, self.chunks, self.body_size = _FIELDS.copy(), [], 0
         if router.draining or not self.parser.should_keep_alive():
             self.last = seq
@@ -186,7 +186,7 @@ class Http(asyncio.Protocol):
         tenant = table.seen.get(authorization) or table.tenant_of(authorization)
         route = table.routes.get(url)
         if route is None or self.parser.get_method() != b"POST":
-            return oip.answer(self, seq, self.parser.get_method(), url, body, tenant, authorization)
+            return oip.answer(self, seq, self.parser.get_method(), url, b"".join(chunks), tenant, authorization)
         if tenant is None:
             return self.refuse(seq, replies.UNAUTHENTICATED)
         target = route.get(tenant.index)
@@ -197,8 +197,8 @@ class Http(asyncio.Protocol):
         if not router.admit(tenant, now):
             return self.refuse(seq, replies.RATE, tenant.index)
         model = target.model
-        if len(body) > model.body_max_bytes:
-            message = f"the body has {len(body)} bytes, the model takes at most {model.body_max_bytes}"
+        if size > model.body_max_bytes:
+            message = f"the body has {size} bytes, the model takes at most {model.body_max_bytes}"
             return self.refuse(seq, replies.error(413, message), tenant.index)
         timeout_s = model.timeout_s
         timeout = fields[_TIMEOUT]
@@ -243,7 +243,8 @@ class Http(asyncio.Protocol):
             arm,
             endpoint[1],
             meta.encode((table.snapshot.epoch, json_length, traceparent or b"")),
-            body,
+            chunks,
+            size,
             flags,
         )
 

@@ -71,8 +71,10 @@ class Arm:
         self.errors[key] = self.errors.get(key, 0) + 1
 
 
-# client, its sequence number, latencies, tenant, start, deadline, arm, meta, body, flags, tried before
-Waiting = tuple[Client, int, list[float], Tenant, float, float, Arm, bytes, bytes, int, bool]
+# client, its sequence number, latencies, tenant, start, deadline, arm, meta, body in pieces, flags, tried before
+Waiting = tuple[Client, int, list[float], Tenant, float, float, Arm, bytes, list[bytes], int, bool]
+LARGE = 64 << 10
+"""Bytes. Bodies above this are not copied together with what else leaves in the same tick."""
 
 
 def choose(
@@ -113,6 +115,7 @@ class ReplicaLink(frames.FrameProtocol):
         self._address = address
         self._rid = 0
         self._out: list[bytes] = []
+        self._out_large = False  # one of them is
         self._retired = False
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._connect())
@@ -150,11 +153,12 @@ class ReplicaLink(frames.FrameProtocol):
         arm: Arm,
         slot: int,
         meta: bytes,
-        body: bytes,
+        body: list[bytes],
+        size: int,
         flags: int,
         tried: bool = False,
     ) -> None:
-        """Send a request; the answer goes to `client`."""
+        """Send a request; the answer goes to `client`. `body` comes in pieces, `size` bytes in all."""
         self._rid = rid = (self._rid + 1) & 0xFFFFFFFF
         self.waiting[rid] = (client, seq, cell, tenant, start, deadline, arm, meta, body, flags, tried)
         out = self._out
@@ -162,7 +166,7 @@ class ReplicaLink(frames.FrameProtocol):
             self._loop.call_soon(self._flush)
         out += (
             frames.HEADER.pack(
-                len(meta) + len(body),
+                len(meta) + size,
                 rid,
                 frames.REQUEST,
                 flags,
@@ -172,14 +176,16 @@ class ReplicaLink(frames.FrameProtocol):
                 len(meta),
             ),
             meta,
-            body,
+            *body,
         )
+        if size > LARGE:
+            self._out_large = True
 
     def ask(self, client: Client, seq: int, arm: Arm, kind: int, slot: int) -> None:
         """Send a frame that is no inference request (statistics)."""
         now = monotonic()
         self._rid = rid = (self._rid + 1) & 0xFFFFFFFF
-        self.waiting[rid] = (client, seq, [], Tenant(-1, ""), now, now + 5.0, arm, b"", b"", 0, True)
+        self.waiting[rid] = (client, seq, [], Tenant(-1, ""), now, now + 5.0, arm, b"", [], 0, True)
         self._post(frames.frame(kind, rid, slot=slot))
 
     def _post(self, frame: bytes) -> None:
@@ -189,10 +195,14 @@ class ReplicaLink(frames.FrameProtocol):
             self._out.append(frame)
 
     def _flush(self) -> None:
-        data = b"".join(self._out)
-        self._out.clear()
-        if self.up and data:
-            self.transport.write(data)
+        out, self._out = self._out, []
+        if not self.up or not out:
+            return
+        if self._out_large:
+            self._out_large = False
+            self.transport.writelines(out)
+        else:
+            self.transport.write(b"".join(out))
 
     def on_data(self, data: bytes) -> int:
         unpack, size, pop, now = frames.HEADER.unpack_from, frames.SIZE, self.waiting.pop, monotonic()
@@ -279,7 +289,8 @@ class ReplicaLink(frames.FrameProtocol):
                 client.fail(seq, 503, "the replica was lost and no other could take the request")
             else:
                 self.retries += 1
-                other[0].send(client, seq, cell, tenant, start, deadline, arm, other[1], meta, body, flags, True)
+                size = sum(map(len, body))
+                other[0].send(client, seq, cell, tenant, start, deadline, arm, other[1], meta, body, size, flags, True)
         if not self._retired:
             with contextlib.suppress(RuntimeError):  # the loop is closing
                 self._task = self._loop.create_task(self._connect())

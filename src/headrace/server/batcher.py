@@ -7,7 +7,6 @@ Work-conserving: whatever waits when the engine is free is the next batch; nobod
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from headrace.server.codec import Part
@@ -41,20 +40,27 @@ class WorkConserving:
         return [waiting.popleft() for _ in range(self.limit)]
 
 
-def plan_runs(
-    jobs: Sequence[Job], parts: Sequence[Part], rows_max: int, batchable: bool
-) -> list[tuple[list[Job], list[Part]]]:
+Run = tuple[list[Job], list[Part], int]
+"""Requests, decoded, and their rows in all."""
+
+
+def plan_runs(jobs: list[Job], parts: list[Part], rows_max: int, batchable: bool) -> list[Run[Job]]:
     """Split decoded requests into runs of at most `rows_max` rows whose shapes agree; a larger request runs alone."""
     if not batchable:
-        return [([job], [part]) for job, part in zip(jobs, parts, strict=True)]
-    runs: list[tuple[list[Job], list[Part]]] = []
-    open_runs: dict[object, tuple[list[Job], list[Part], int]] = {}
+        return [([job], [part], part.rows) for job, part in zip(jobs, parts, strict=True)]
+    rows = sum([part.rows for part in parts])
+    if rows <= rows_max and len({part.shape_key for part in parts}) == 1:
+        return [(jobs, parts, rows)]
+    runs: list[Run[Job]] = []
+    open_runs: dict[object, int] = {}  # shape -> index of its run
     for job, part in zip(jobs, parts, strict=True):
-        current = open_runs.get(part.shape_key)
-        if current is None or current[2] + part.rows > rows_max:
-            current = ([], [], 0)
-            runs.append((current[0], current[1]))
-        current[0].append(job)
-        current[1].append(part)
-        open_runs[part.shape_key] = (current[0], current[1], current[2] + part.rows)
+        index = open_runs.get(part.shape_key)
+        if index is None or runs[index][2] + part.rows > rows_max:
+            open_runs[part.shape_key] = len(runs)
+            runs.append(([job], [part], part.rows))
+        else:
+            run = runs[index]
+            run[0].append(job)
+            run[1].append(part)
+            runs[index] = (run[0], run[1], run[2] + part.rows)
     return runs

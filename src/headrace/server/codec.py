@@ -1,6 +1,6 @@
 """Open Inference Protocol bodies: decode and check a request against the signature, encode the reply.
 
-Two ways in. The fast one takes the shape of nearly all requests - one numeric tensor, flat JSON data, no options - and
+Two ways in. The fast one takes the shape of nearly all requests - one floating tensor, flat JSON data, no options - and
 only ever *accepts*; what it cannot accept goes the slow way, which handles everything else and says what is wrong.
 
 Nothing here joins the bodies of two requests into one JSON text: a crafted body could shift its neighbours' rows.
@@ -10,42 +10,22 @@ from __future__ import annotations
 
 import math
 import struct
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from headrace.core import frames
-from headrace.core.errors import InvalidInput, TooLarge
+from headrace.core.errors import InvalidInput
 from headrace.core.schema import DATATYPES, Signature, TensorSpec
+from headrace.server.compression import inflate
+from headrace.server.tensors import Array, from_binary, from_json, to_binary, to_json
 
-Array = NDArray[Any]
-INFLATED_MAX = 256 << 20
-"""Bytes that a compressed body may grow to."""
 _FLOATS = {"FP16", "FP32", "FP64"}
 _PACK = {"FP32": "f", "FP64": "d"}
-
-
-class FlatTensor(msgspec.Struct, gc=False):
-    """A tensor with flat numeric data."""
-
-    name: str
-    shape: list[int]
-    datatype: str
-    data: list[float]
-
-
-class FlatRequest(msgspec.Struct, gc=False):
-    """The shape of nearly all requests."""
-
-    inputs: tuple[FlatTensor]
-    id: msgspec.Raw = msgspec.Raw(b"")
-    parameters: None = None
-    outputs: None = None
+_PACKED = frames.BINARY | frames.GZIP | frames.DEFLATE
+"""Flags of a body that is not just JSON."""
 
 
 class RequestTensor(msgspec.Struct):
@@ -74,24 +54,55 @@ class AnyRequest(msgspec.Struct):
     outputs: list[RequestedOutput] | None = None
 
 
-_decode_flat = msgspec.json.Decoder(FlatRequest).decode
 _decode_any = msgspec.json.Decoder(AnyRequest).decode
 _encode = msgspec.json.Encoder().encode
 
 
-@dataclass(slots=True)
-class Part:
+class Part(msgspec.Struct, gc=False):
     """One request, decoded: either `flat` values (of the only input) or `arrays`, one per input."""
 
     rows: int
     id: bytes
     """JSON text of the id, or empty."""
-    flat: list[float] | None
-    arrays: list[Array] | None
-    outputs: list[tuple[int, bool]] | None
+    flat: list[float] | None = None
+    arrays: list[Array] | None = None
+    outputs: list[tuple[int, bool]] | None = None
     """(index into the signature's outputs, wants binary) in the order asked for; None: all, as JSON."""
     shape_key: tuple[tuple[int, ...], ...] | None = None
     """Shapes after the batch dimension where the signature leaves them free: only equal ones share a run."""
+
+
+Reply = bytes | tuple[int, bytes] | InvalidInput
+"""JSON; or with binary tensors the length of the JSON part and all of it; or why the output cannot be written."""
+
+
+def flat_decoder(spec: TensorSpec) -> msgspec.json.Decoder[Any]:
+    """A decoder of the requests that the fast way takes: the only input is `spec`, its data are flat numbers.
+
+    The name and the datatype are constants to it, so they are compared while they are parsed. A number that has no
+    finite double is no JSON number to it.
+    """
+    tensor: Any = msgspec.defstruct(
+        "FlatTensor",
+        [
+            ("name", Literal[spec.name]),
+            ("datatype", Literal[spec.datatype]),
+            ("shape", list[int]),
+            ("data", list[float]),
+        ],
+        gc=False,
+    )
+    request = msgspec.defstruct(
+        "FlatRequest",
+        [
+            ("inputs", tuple[tensor]),
+            ("id", msgspec.Raw, msgspec.Raw(b"")),
+            ("parameters", None, None),
+            ("outputs", None, None),
+        ],
+        gc=False,
+    )
+    return msgspec.json.Decoder(request)
 
 
 class Codec:
@@ -109,9 +120,12 @@ class Codec:
         self._fast = (
             len(signature.inputs) == 1 and first.datatype in _PACK and self.batchable and all(n > 0 for n in tail)
         )
+        self._decode_flat = flat_decoder(first).decode
         self._tail = list(tail)
+        self._one_row = [1, *tail]
         self._width = math.prod(tail)
         self._pack = _PACK.get(first.datatype, "f")
+        self._dtype = DATATYPES[first.datatype]
         self._free = any(-1 in spec.shape[1:] for spec in signature.inputs)
         self._head = b'{"model_name":%s,"model_version":"%d",' % (_encode(model), version)
         # The reply's constant text when every output is a (rows, k) or (rows,) table of floats.
@@ -132,30 +146,25 @@ class Codec:
 
         Raises:
             InvalidInput: names the tensor at fault and what was expected.
-            TooLarge: a compressed body grows past `INFLATED_MAX`.
+            TooLarge: a compressed body grows past `compression.INFLATED_MAX`.
         """
+        if self._fast and not flags & _PACKED:
+            try:
+                request = self._decode_flat(body)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                pass
+            else:
+                tensor = request.inputs[0]
+                shape, data, id_ = tensor.shape, tensor.data, bytes(request.id)
+                if shape == self._one_row:
+                    rows = 1
+                else:
+                    rows = shape[0] if shape and shape[1:] == self._tail else 0
+                if rows > 0 and len(data) == rows * self._width and (not id_ or id_[0] == 34):
+                    return Part(rows, id_, data)
         if flags & (frames.GZIP | frames.DEFLATE):
             body = memoryview(inflate(body, bool(flags & frames.GZIP)))
         if not flags & frames.BINARY:
-            if self._fast:
-                try:
-                    request = _decode_flat(body)
-                    tensor = request.inputs[0]
-                    shape, data, id_ = tensor.shape, tensor.data, bytes(request.id)
-                    rows = shape[0]
-                    if (
-                        tensor.name == self._name
-                        and tensor.datatype == self._datatype
-                        and shape[1:] == self._tail
-                        and rows > 0
-                        and len(data) == rows * self._width
-                        and (not id_ or id_[0] == 34)
-                    ):
-                        return Part(rows, id_, data, None, None)
-                except msgspec.ValidationError:
-                    pass
-                except (IndexError, msgspec.DecodeError, UnicodeDecodeError):
-                    pass
             return self._decode_any(body, None)
         if json_length == 0:
             return self._decode_raw(body)
@@ -226,7 +235,7 @@ class Codec:
             size = self._check(tensor, spec, where)
             binary = (tensor.parameters or {}).get("binary_data_size")
             if binary is None:
-                arrays[index] = _from_json(tensor, spec, size, where)
+                arrays[index] = from_json(tensor.data, tensor.shape, tensor.datatype, size, where)
                 continue
             if tail is None or not isinstance(binary, int) or isinstance(binary, bool) or binary < 0:
                 raise InvalidInput(
@@ -297,7 +306,7 @@ class Codec:
                         f"input {spec.name!r}: {array.shape[0]} rows, input {self._name!r} has {rows}", field="inputs"
                     )
         key = tuple(array.shape[1:] for array in arrays) if self._free else None
-        return Part(rows, id_, None, arrays, outputs, key)
+        return Part(rows, id_, arrays=arrays, outputs=outputs, shape_key=key)
 
     # ------------------------------------------------------------------------------------------------ batch
     def batch(self, parts: Sequence[Part]) -> list[Array]:
@@ -324,38 +333,24 @@ class Codec:
         return [blocks[0] if len(blocks) == 1 else np.concatenate(blocks)]
 
     def _packed(self, values: list[float]) -> Array:
+        # As JSON's numbers they are finite, and `pack` refuses what overflows the datatype: no look for NaN is needed.
         text = struct.pack(f"<{len(values)}{self._pack}", *values)
-        return np.frombuffer(text, DATATYPES[self._datatype]).reshape([-1, *self._tail])
-
-    def all_finite(self, inputs: Sequence[Array]) -> bool:
-        """One pass over the flat parts' column; an overflowing sum is a false alarm that only costs `isolate`."""
-        if not (self.finite and self._fast):
-            return True
-        flat = inputs[0].reshape(-1)
-        return math.isfinite(float(np.dot(flat, flat)))
+        return np.frombuffer(text, self._dtype).reshape([-1, *self._tail])
 
     def isolate(self, part: Part) -> list[Array]:
-        """One part as arrays. Raises InvalidInput when its values are not finite numbers of the datatype."""
+        """One part as arrays. Raises InvalidInput when a value does not fit the datatype."""
         try:
-            inputs = self.batch([part])
+            return self.batch([part])
         except (OverflowError, struct.error):
-            inputs = []
-        if not inputs or (self.finite and self._fast and not np.isfinite(inputs[0]).all()):
-            raise InvalidInput(
-                f"input {self._name!r}: values must be finite numbers that fit {self._datatype}", field="inputs[0].data"
-            )
-        return inputs
+            message = f"input {self._name!r}: values must be finite numbers that fit {self._datatype}"
+            raise InvalidInput(message, field="inputs[0].data") from None
 
     # ------------------------------------------------------------------------------------------------ out
-    def encode(self, parts: Sequence[Part], outputs: Sequence[Array]) -> list[tuple[int, bytes] | InvalidInput]:
-        """Replies of a batch, in the parts' order.
-
-        Returns:
-            Per part (JSON length of a reply with binary tensors, or -1; bytes), or why it cannot be written.
-        """
-        if self._flat_output and outputs[0].ndim == 2 and all(part.outputs is None for part in parts):
+    def encode(self, parts: Sequence[Part], outputs: Sequence[Array]) -> Sequence[Reply]:
+        """Replies of a batch, in the parts' order."""
+        if self._flat_output and outputs[0].ndim == 2 and not [part for part in parts if part.outputs]:
             return self._encode_table(parts, outputs[0])
-        replies: list[tuple[int, bytes] | InvalidInput] = []
+        replies: list[Reply] = []
         at = 0
         for part in parts:
             end = at + part.rows
@@ -367,25 +362,25 @@ class Codec:
             at = end
         return replies
 
-    def _encode_table(self, parts: Sequence[Part], table: Array) -> list[tuple[int, bytes] | InvalidInput]:
+    def _encode_table(self, parts: Sequence[Part], table: Array) -> list[bytes]:
         """One JSON call for the whole batch, cut at the row borders."""
         rows = _encode(table.tolist())[2:-2].split(b"],[")
-        width = b",%d" % table.shape[1]
-        head, text = self._head, self._output_text[0]
-        replies: list[tuple[int, bytes] | InvalidInput] = []
+        head, text, width = self._head, self._output_text[0], table.shape[1]
+        one = b'%b1,%d],"data":[' % (text, width)
+        replies: list[bytes] = []
         at = 0
         for part in parts:
-            n = part.rows
+            id_, n = part.id, part.rows
+            start = b'%b"id":%b,"outputs":[' % (head, id_) if id_ else head + b'"outputs":['
             if n == 1:
-                data, shape = rows[at], b"1"
+                replies.append(b"%b%b%b]}]}" % (start, one, rows[at]))
             else:
-                data, shape = b",".join(rows[at : at + n]), b"%d" % n
+                data = b",".join(rows[at : at + n])
+                replies.append(b'%b%b%d,%d],"data":[%b]}]}' % (start, text, n, width, data))
             at += n
-            id_ = b'"id":' + part.id + b"," if part.id else b""
-            replies.append((-1, b'%b%b"outputs":[%b%b%b],"data":[%b]}]}' % (head, id_, text, shape, width, data)))
         return replies
 
-    def _encode_one(self, part: Part, outputs: list[Array]) -> tuple[int, bytes]:
+    def _encode_one(self, part: Part, outputs: list[Array]) -> Reply:
         asked = part.outputs if part.outputs is not None else [(k, False) for k in range(len(outputs))]
         texts, blobs = [], []
         for index, binary in asked:
@@ -396,118 +391,9 @@ class Codec:
                 blobs.append(blob)
                 texts.append(text + b'"parameters":{"binary_data_size":%d}}' % len(blob))
             else:
-                texts.append(text + b'"data":' + _to_json(array, spec.datatype) + b"}")
+                texts.append(text + b'"data":' + to_json(array, spec.datatype) + b"}")
         id_ = b'"id":' + part.id + b"," if part.id else b""
         text = self._head + id_ + b'"outputs":[' + b",".join(texts) + b"]}"
         if not blobs:
-            return -1, text
+            return text
         return len(text), b"".join([text, *blobs])
-
-
-def inflate(body: memoryview, gzip: bool) -> bytes:
-    """Decompress gzip or zlib/raw deflate, bounded. Raises InvalidInput or TooLarge."""
-    for bits in (31,) if gzip else (15, -15):
-        machine = zlib.decompressobj(bits)
-        try:
-            data = machine.decompress(body, INFLATED_MAX)
-        except zlib.error:
-            continue
-        if machine.unconsumed_tail:
-            raise TooLarge(f"body: grows past {INFLATED_MAX} bytes when decompressed", field="content-encoding")
-        if machine.eof:
-            return data
-    raise InvalidInput("body: not whole, or not what content-encoding says", field="content-encoding")
-
-
-def from_binary(data: memoryview, shape: Sequence[int], datatype: str, size: int, where: str) -> Array:
-    """A tensor of the binary extension: little-endian, row-major; BYTES with 4-byte lengths. Raises InvalidInput."""
-    if datatype != "BYTES":
-        dtype = DATATYPES[datatype]
-        if len(data) != size * dtype.itemsize:
-            raise InvalidInput(
-                f"{where}: {len(data)} bytes of data, shape {list(shape)} needs {size * dtype.itemsize}", field=where
-            )
-        return np.frombuffer(data, dtype).reshape(shape)
-    items = np.empty(size, object)
-    at = k = 0
-    while at + 4 <= len(data) and k < size:
-        length = int.from_bytes(data[at : at + 4], "little")
-        at += 4
-        if at + length > len(data):
-            break
-        items[k] = bytes(data[at : at + length])
-        at += length
-        k += 1
-    if k != size or at != len(data):
-        raise InvalidInput(f"{where}: BYTES data does not hold exactly {size} length-prefixed items", field=where)
-    return items.reshape(shape)
-
-
-def to_binary(array: Array, datatype: str) -> bytes:
-    """The reverse of `from_binary`."""
-    if datatype != "BYTES":
-        return array.tobytes()
-    items = [item if isinstance(item, bytes) else str(item).encode() for item in array.reshape(-1)]
-    return b"".join([len(item).to_bytes(4, "little") + item for item in items])
-
-
-def _from_json(tensor: RequestTensor, spec: TensorSpec, size: int, where: str) -> Array:
-    """JSON data, flat or nested, as an array of the spec's dtype."""
-    values = _flatten(tensor.data, where)
-    if len(values) != size:
-        raise InvalidInput(f"{where}: {len(values)} values, shape {tensor.shape} needs {size}", field=f"{where}.data")
-    if spec.datatype == "BYTES":
-        array = np.empty(size, object)
-        for k, value in enumerate(values):
-            if not isinstance(value, str):
-                raise InvalidInput(f"{where}: item {k} is no text, BYTES in JSON are strings", field=f"{where}.data")
-            array[k] = value.encode()
-        return array.reshape(tensor.shape)
-    dtype = DATATYPES[spec.datatype]
-    wanted: tuple[type, ...] = (bool,) if dtype.kind == "b" else (int,) if dtype.kind in "iu" else (int, float)
-    if dtype.kind == "f":
-        values = [math.nan if value is None else value for value in values]
-    for k, value in enumerate(values):
-        if type(value) not in wanted:
-            raise InvalidInput(
-                f"{where}: item {k} is {_json_name(value)}, expected {spec.datatype}", field=f"{where}.data"
-            )
-    try:
-        with np.errstate(over="ignore"):
-            return np.array(values, np.float64 if dtype.kind == "f" else dtype).astype(dtype).reshape(tensor.shape)
-    except (OverflowError, ValueError):
-        raise InvalidInput(f"{where}: a value does not fit {spec.datatype}", field=f"{where}.data") from None
-
-
-def _flatten(data: object, where: str) -> list[Any]:
-    """Nested lists of equal lengths as one flat list."""
-    if not isinstance(data, list):
-        raise InvalidInput(f"{where}: data is missing, expected a list of values", field=f"{where}.data")
-    while data and isinstance(data[0], list):
-        length = len(data[0])
-        if any(not isinstance(item, list) or len(item) != length for item in data):
-            raise InvalidInput(f"{where}: data is not a regular array", field=f"{where}.data")
-        data = [value for item in data for value in item]
-    if any(isinstance(value, list) for value in data):
-        raise InvalidInput(f"{where}: data is not a regular array", field=f"{where}.data")
-    return data
-
-
-def _json_name(value: object) -> str:
-    return {str: "a string", bool: "a boolean", dict: "an object", float: "a number with a fraction"}.get(
-        type(value), "null" if value is None else "a number"
-    )
-
-
-def _to_json(array: Array, datatype: str) -> bytes:
-    flat = array.reshape(-1)
-    if datatype != "BYTES":
-        return _encode(flat.tolist())
-    texts = []
-    for item in flat:
-        raw = item if isinstance(item, bytes) else str(item).encode()
-        try:
-            texts.append(raw.decode())
-        except UnicodeDecodeError:
-            raise InvalidInput("outputs: holds bytes that are no text; ask for binary_data", field="outputs") from None
-    return _encode(texts)

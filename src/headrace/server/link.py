@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import time
-import zlib
 from typing import Protocol
 
 from headrace.core import frames
@@ -77,18 +75,9 @@ class RouterLink(frames.FrameProtocol):
         """Answer one request with an error."""
         self.out.append(frames.frame(frames.ERROR, rid, slot=error.status, body=error.message.encode()))
 
-    def send_compressed(self, rid: int, json_length: int, body: bytes, flags: int) -> None:
-        """Answer with the body compressed as the client accepts it; gzip where it accepts both."""
-        if flags & frames.ACCEPT_GZIP:
-            packed, coding = gzip.compress(body, 1), frames.GZIP
-        else:
-            packed, coding = zlib.compress(body, 1), frames.DEFLATE
-        binary, meta = (0, b"") if json_length < 0 else (frames.BINARY, json_length.to_bytes(4, "little"))
-        self.out.append(frames.frame(frames.REPLY, rid, flags=coding | binary, slot=200, meta=meta, body=packed))
-
     def flush(self) -> None:
         """Send what has collected, in one write."""
         if self.out:
+            out, self.out = self.out, []
             if not self.lost:
-                self.transport.write(b"".join(self.out))
-            self.out.clear()
+                self.transport.write(b"".join(out))

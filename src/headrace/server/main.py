@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,16 +38,24 @@ log = logging.getLogger("headrace.server")
 WARM_RUNS = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """A loaded engine that has run, and how long its quickest run took."""
+
+    engine: Engine
+    run_s: float
+
+
 class Replica:
     """The slots, the links, and the tick that joins them."""
 
-    def __init__(self, spec: ReplicaSpec, engines: list[Engine], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, spec: ReplicaSpec, engines: list[Warm], loop: asyncio.AbstractEventLoop) -> None:
         self.spec = spec
         self.loop = loop
         self.links: set[RouterLink] = set()
         self.slots = [
-            Slot(served, engine, self.schedule, loop.call_soon_threadsafe)
-            for served, engine in zip(spec.versions, engines, strict=True)
+            Slot(served, warm.engine, warm.run_s, self.schedule, loop.call_soon_threadsafe)
+            for served, warm in zip(spec.versions, engines, strict=True)
         ]
         self._scheduled = False
 
@@ -82,7 +92,7 @@ class Replica:
             await asyncio.sleep(0.01)
 
 
-def load_version(served: ServedVersion, threads: int, timings: dict[str, float], warming: Callable[[], None]) -> Engine:
+def load_version(served: ServedVersion, threads: int, timings: dict[str, float], warming: Callable[[], None]) -> Warm:
     """Verify, load and warm one version. Raises HeadraceError or whatever the model raises."""
     start = time.monotonic()
     path = Path(served.artifact)
@@ -91,18 +101,21 @@ def load_version(served: ServedVersion, threads: int, timings: dict[str, float],
     engine = load(served.engine, path, served.options, served.signature, threads).engine
     loaded = time.monotonic()
     warming()
+    run_s = math.inf
     for _ in range(WARM_RUNS):
+        started = time.monotonic()
         engine.run(example(engine.signature))
+        run_s = min(run_s, time.monotonic() - started)
     for name, taken in (
         ("verify", verified - start),
         ("load", loaded - verified),
         ("warm", time.monotonic() - loaded),
     ):
         timings[name] = timings.get(name, 0.0) + taken
-    return engine
+    return Warm(engine, run_s)
 
 
-async def serve(spec: ReplicaSpec, engines: list[Engine], events: Events, timings: dict[str, float]) -> None:
+async def serve(spec: ReplicaSpec, engines: list[Warm], events: Events, timings: dict[str, float]) -> None:
     """Answer routers until told to stop."""
     loop = asyncio.get_running_loop()
     replica = Replica(spec, engines, loop)
@@ -132,7 +145,7 @@ def run(spec_file: BinaryIO, events: Events) -> int:
     started = time.monotonic()
     spec = msgspec.json.decode(spec_file.readline(), type=ReplicaSpec)
     timings: dict[str, float] = {}
-    engines = []
+    engines: list[Warm] = []
     events.send(ReplicaEvent("loading"))
     for served in spec.versions:
         try:
@@ -147,8 +160,8 @@ def run(spec_file: BinaryIO, events: Events) -> int:
             return 3
     timings["total"] = time.monotonic() - started
     uvloop.run(serve(spec, engines, events, timings))
-    for engine in engines:
-        engine.close()
+    for warm in engines:
+        warm.engine.close()
     return 0
 
 

@@ -1,8 +1,9 @@
 """One model version inside a replica: its queue, its engine, its numbers.
 
 A batch runs in the event loop's thread while the engine is quick (handing it to another thread and back would cost
-more than the run), and in a thread of its own once runs take longer than `INLINE_S`, so that frames, deadlines and
-cancellations are served meanwhile.
+more than the run), and in a thread of its own once none of the last few runs was quicker than `INLINE_S`, so that
+frames, deadlines and cancellations are served meanwhile. The quickest of them counts: one that was long because the
+machine gave the core to somebody else says nothing of the engine.
 """
 
 from __future__ import annotations
@@ -21,17 +22,23 @@ from headrace.core.errors import DeadlineExceeded, HeadraceError, InvalidInput, 
 from headrace.core.report import SlotReport
 from headrace.core.specs import ServedVersion
 from headrace.core.telemetry import fold
-from headrace.server.batcher import BatchPolicy, WorkConserving, plan_runs
-from headrace.server.codec import Array, Codec, Part
+from headrace.server.batcher import BatchPolicy, Run, WorkConserving, plan_runs
+from headrace.server.codec import Codec, Part
+from headrace.server.compression import deflate
 from headrace.server.engines.port import Engine
+from headrace.server.tensors import Array
 
 if TYPE_CHECKING:
     from headrace.server.link import RouterLink
 
 INLINE_S = 0.002
 """Runs shorter than this stay in the event loop's thread."""
+RECENT = 3
+"""Runs that are remembered to judge by."""
 COMPRESS_MIN = 4096
 """Bytes. Smaller replies leave as they are: most clients accept gzip by habit, and it would only cost."""
+
+ACCEPTS = frames.ACCEPT_GZIP | frames.ACCEPT_DEFLATE
 
 # request id, deadline (monotonic s), tenant, meta, body, arrival, link, flags
 Job = tuple[int, float, int, bytes, memoryview, float, "RouterLink", int]
@@ -62,6 +69,7 @@ class Slot:
     Args:
         served: the version.
         engine: its loaded engine.
+        run_s: how long it ran when it was warm.
         wake: asks the replica to call `pump` and to send what was answered, soon; called from the loop's thread.
         call_soon: hands a function to the loop's thread from another one.
     """
@@ -70,6 +78,7 @@ class Slot:
         self,
         served: ServedVersion,
         engine: Engine,
+        run_s: float,
         wake: Callable[[], None],
         call_soon: Callable[[Callable[[], None]], object],
     ) -> None:
@@ -83,8 +92,8 @@ class Slot:
         self.totals = Totals()
         self._wake = wake
         self._call_soon = call_soon
-        self._runs: deque[tuple[list[Job], list[Part]]] = deque()
-        self._run_s = 0.0  # smoothed duration of a run
+        self._runs: deque[Run[Job]] = deque()
+        self._recent_s = deque([run_s] * RECENT, RECENT)  # durations of the last runs
         self._thread: ThreadPoolExecutor | None = None
         self._queue_s: list[float] = []
         self._engine_s: list[float] = []
@@ -103,40 +112,44 @@ class Slot:
         if not self._runs and self.waiting:
             self._decode(self.policy.take(self.waiting, monotonic()))
         if self._runs:
-            self._start(*self._runs.popleft())
+            self._start(self._runs.popleft())
         if (self._runs or self.waiting) and not self.busy:
             self._wake()
 
     def _decode(self, jobs: list[Job]) -> None:
         """Decode and check each request by itself: what is wrong with one is told to that one."""
         now = monotonic()
-        decode, codec = self.codec.decode, self.codec
+        decode = self.codec.decode
         good: list[Job] = []
         parts: list[Part] = []
+        queue_s = self._queue_s
+        waited_s = 0.0
         for job in jobs:
-            if job[0] in job[6].gone:
-                job[6].gone.discard(job[0])
+            rid, deadline, _, context, body, arrival, link, flags = job
+            if rid in link.gone:
+                link.gone.discard(rid)
                 continue
-            if job[1] < now:
+            if deadline < now:
                 self.fail(job, DeadlineExceeded("the deadline passed in the replica's queue"))
                 continue
-            flags = job[7]
             try:
-                parts.append(decode(job[4], flags, meta.decode(job[3]).json_length if flags & frames.BINARY else -1))
-                good.append(job)
+                parts.append(decode(body, flags, meta.decode(context).json_length if flags & frames.BINARY else -1))
             except HeadraceError as error:
                 self.fail(job, error)
-        self._queue_s += [now - job[5] for job in good]
-        after = monotonic()
-        self.totals.input_ns += int((after - now) * 1e9)
-        self.totals.queue_ns += int((len(good) * now - sum([job[5] for job in good])) * 1e9)
+                continue
+            good.append(job)
+            queue_s.append(now - arrival)
+            waited_s += now - arrival
+        self.totals.input_ns += int((monotonic() - now) * 1e9)
+        self.totals.queue_ns += int(waited_s * 1e9)
         if parts:
-            self._runs.extend(plan_runs(good, parts, self.served.options.batch_max, codec.batchable))
+            self._runs.extend(plan_runs(good, parts, self.served.options.batch_max, self.codec.batchable))
 
-    def _start(self, jobs: list[Job], parts: list[Part]) -> None:
-        if self._run_s < INLINE_S:
+    def _start(self, run: Run[Job]) -> None:
+        if min(self._recent_s) < INLINE_S:
             start = monotonic()
-            self._finish(jobs, parts, self._execute(parts), monotonic() - start)
+            results = self._execute(run[1], run[2])
+            self._finish(run, results, monotonic() - start)
             return
         self.busy = True
         if self._thread is None:
@@ -144,26 +157,23 @@ class Slot:
 
         def work() -> None:
             start = monotonic()
-            results = self._execute(parts)
+            results = self._execute(run[1], run[2])
             taken = monotonic() - start
             self._call_soon(lambda: done(results, taken))
 
         def done(results: list[Result], taken: float) -> None:
             self.busy = False
-            self._finish(jobs, parts, results, taken)
+            self._finish(run, results, taken)
             self._wake()
 
         self._thread.submit(work)
 
-    def _execute(self, parts: list[Part]) -> list[Result]:
+    def _execute(self, parts: list[Part], rows: int) -> list[Result]:
         """Outputs of the whole batch as the only item; or one item per part when it had to be split."""
         try:
-            inputs = self.codec.batch(parts)
-            if self.codec.all_finite(inputs):
-                return [self._run(inputs, sum([part.rows for part in parts]))]
+            return [self._run(self.codec.batch(parts), rows)]
         except Exception:  # whatever a model raises; the split finds whose fault it is
-            pass
-        return self._split(parts)
+            return self._split(parts)
 
     def _split(self, parts: list[Part]) -> list[Result]:
         """Run halves until the requests at fault stand alone."""
@@ -179,10 +189,7 @@ class Slot:
         results: list[Result] = []
         for half in (parts[:middle], parts[middle:]):
             try:
-                inputs = self.codec.batch(half)
-                if not self.codec.all_finite(inputs):
-                    raise InvalidInput("a value is not finite")
-                outputs = self._run(inputs, sum([part.rows for part in half]))
+                outputs = self._run(self.codec.batch(half), sum([part.rows for part in half]))
             except Exception:
                 results += self._split(half)
                 continue
@@ -200,11 +207,11 @@ class Slot:
                     raise PlatformFault(f"the model gave {output.shape[0]} rows of {spec.name!r} for {rows}")
         return outputs
 
-    def _finish(self, jobs: list[Job], parts: list[Part], results: list[Result], taken: float) -> None:
+    def _finish(self, run: Run[Job], results: list[Result], taken: float) -> None:
         """Encode and answer; count."""
         start = monotonic()
-        rows = sum([part.rows for part in parts])
-        self._run_s += 0.2 * (taken - self._run_s)
+        jobs, parts, rows = run
+        self._recent_s.append(taken)
         whole = results[0]
         if len(results) == 1 and not isinstance(whole, HeadraceError):
             self._answer(jobs, parts, whole)
@@ -230,21 +237,27 @@ class Slot:
         self._batch_rows[power] = self._batch_rows.get(power, 0) + 1
 
     def _answer(self, jobs: list[Job], parts: list[Part], outputs: list[Array]) -> None:
-        pack = frames.HEADER.pack
+        pack, kind = frames.HEADER.pack, frames.REPLY
         for job, reply in zip(jobs, self.codec.encode(parts, outputs), strict=True):
-            if isinstance(reply, InvalidInput):
-                self.fail(job, reply)
-                continue
-            json_length, body = reply
             link, flags = job[6], job[7]
-            if len(body) >= COMPRESS_MIN and flags & (frames.ACCEPT_GZIP | frames.ACCEPT_DEFLATE):
-                link.send_compressed(job[0], json_length, body, flags)
-            elif json_length < 0:
-                link.out += (pack(len(body), job[0], frames.REPLY, 0, 200, 0, 0, 0), body)
+            if type(reply) is bytes and (len(reply) < COMPRESS_MIN or not flags & ACCEPTS):
+                link.out += (pack(len(reply), job[0], kind, 0, 200, 0, 0, 0), reply)
+            elif isinstance(reply, InvalidInput):
+                self.fail(job, reply)
             else:
-                head = pack(4 + len(body), job[0], frames.REPLY, frames.BINARY, 200, 0, 0, 4)
-                link.out += (head, json_length.to_bytes(4, "little"), body)
+                self._answer_packed(job, reply)
         self.totals.requests += len(jobs)
+
+    def _answer_packed(self, job: Job, reply: bytes | tuple[int, bytes]) -> None:
+        """Answer with binary tensors, or compressed."""
+        flag, context = 0, b""
+        if isinstance(reply, tuple):
+            flag, context, reply = frames.BINARY, reply[0].to_bytes(4, "little"), reply[1]
+        if len(reply) >= COMPRESS_MIN and job[7] & ACCEPTS:
+            reply, coding = deflate(reply, job[7])
+            flag |= coding
+        head = frames.HEADER.pack(len(context) + len(reply), job[0], frames.REPLY, flag, 200, 0, 0, len(context))
+        job[6].out += (head, context, reply)
 
     def fail(self, job: Job, error: HeadraceError) -> None:
         """Answer one request with an error."""
