@@ -61,6 +61,9 @@ class Router:
         for link in self.table.links.values():
             if link.waiting:
                 link.sweep(now)
+        for arm in self.table.arms:
+            for cell in arm.cells.values():
+                cell.trim()
 
     def sweep_connections(self, now: float) -> None:
         """Close connections that send too slowly or nothing."""
@@ -95,13 +98,11 @@ class Router:
 
 def arm_cells(arm: Arm) -> list[RequestCell]:
     """An arm's counts since the last report, taken."""
-    tenants = {tenant for tenant, cell in arm.cells.items() if cell} | {tenant for tenant, _ in arm.errors}
+    tenants = {tenant for tenant, cell in arm.cells.items() if not cell.empty} | {tenant for tenant, _ in arm.errors}
     cells = []
     for tenant in tenants:
-        latencies = arm.cells.get(tenant, [])
         errors = {status: n for (t, status), n in arm.errors.items() if t == tenant}
-        cells.append(RequestCell(arm.model, arm.version, tenant, telemetry.fold(latencies), errors))
-        latencies.clear()
+        cells.append(RequestCell(arm.model, arm.version, tenant, arm.cell(tenant).take(), errors))
     arm.errors = {}
     return cells
 

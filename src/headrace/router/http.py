@@ -145,11 +145,9 @@ class Http(asyncio.Protocol):
             self.transport.close()
 
     # ------------------------------------------------------------------------------------------------ httptools
-    def on_message_begin(self) -> None:
-        self.in_head = True
-
     def on_url(self, url: bytes) -> None:
         self.url += url  # it comes in pieces when the network cuts it
+        self.in_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.fields[_SLOTS[name]] = value
@@ -229,10 +227,10 @@ class Http(asyncio.Protocol):
         accept = fields[_ACCEPT]
         if accept is not None:
             flags |= _ACCEPTS[accept]
-        tenant.in_flight += 1
         cell = arm.cells.get(tenant.index)
         if cell is None:
-            cell = arm.cells[tenant.index] = []
+            cell = arm.cell(tenant.index)
+        tenant.in_flight += 1
         endpoint[0].send(
             self,
             seq,

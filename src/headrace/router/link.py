@@ -12,6 +12,7 @@ import time
 from typing import Protocol
 
 from headrace.core import frames
+from headrace.core.telemetry import Durations
 
 monotonic = time.monotonic
 RECONNECT_S = (0.02, 1.0)
@@ -60,10 +61,17 @@ class Arm:
         self.model, self.version = model, version
         self.endpoints: list[tuple[ReplicaLink, int]] = []
         self.idempotent = True
-        self.cells: dict[int, list[float]] = {}
+        self.cells: dict[int, Durations] = {}
         """Tenant -> latencies since the last report."""
         self.errors: dict[tuple[int, int], int] = {}
         """(tenant, HTTP status) -> count since the last report."""
+
+    def cell(self, tenant: int) -> Durations:
+        """Where a tenant's latencies go."""
+        found = self.cells.get(tenant)
+        if found is None:
+            found = self.cells[tenant] = Durations()
+        return found
 
     def error(self, tenant: int, status: int) -> None:
         """Count an error answer."""
@@ -72,7 +80,7 @@ class Arm:
 
 
 # client, its sequence number, latencies, tenant, start, deadline, arm, meta, body in pieces, flags, tried before
-Waiting = tuple[Client, int, list[float], Tenant, float, float, Arm, bytes, list[bytes], int, bool]
+Waiting = tuple[Client, int, Durations, Tenant, float, float, Arm, bytes, list[bytes], int, bool]
 LARGE = 64 << 10
 """Bytes. Bodies above this are not copied together with what else leaves in the same tick."""
 
@@ -146,7 +154,7 @@ class ReplicaLink(frames.FrameProtocol):
         self,
         client: Client,
         seq: int,
-        cell: list[float],
+        cell: Durations,
         tenant: Tenant,
         start: float,
         deadline: float,
@@ -185,7 +193,7 @@ class ReplicaLink(frames.FrameProtocol):
         """Send a frame that is no inference request (statistics)."""
         now = monotonic()
         self._rid = rid = (self._rid + 1) & 0xFFFFFFFF
-        self.waiting[rid] = (client, seq, [], Tenant(-1, ""), now, now + 5.0, arm, b"", [], 0, True)
+        self.waiting[rid] = (client, seq, Durations(), Tenant(-1, ""), now, now + 5.0, arm, b"", [], 0, True)
         self._post(frames.frame(kind, rid, slot=slot))
 
     def _post(self, frame: bytes) -> None:
@@ -217,7 +225,7 @@ class ReplicaLink(frames.FrameProtocol):
                 client, seq, cell, tenant, start = waiting[:5]
                 tenant.in_flight -= 1
                 if kind == frames.REPLY:
-                    cell.append(now - start)
+                    cell.add(now - start)
                     if self.failures:
                         self.failures = 0
                 else:

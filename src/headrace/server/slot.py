@@ -21,7 +21,7 @@ from headrace.core import frames, meta
 from headrace.core.errors import DeadlineExceeded, HeadraceError, InvalidInput, PlatformFault
 from headrace.core.report import SlotReport
 from headrace.core.specs import ServedVersion
-from headrace.core.telemetry import fold
+from headrace.core.telemetry import Durations
 from headrace.server.batcher import BatchPolicy, Run, WorkConserving, plan_runs
 from headrace.server.codec import Codec, Part
 from headrace.server.compression import deflate
@@ -95,8 +95,8 @@ class Slot:
         self._runs: deque[Run[Job]] = deque()
         self._recent_s = deque([run_s] * RECENT, RECENT)  # durations of the last runs
         self._thread: ThreadPoolExecutor | None = None
-        self._queue_s: list[float] = []
-        self._engine_s: list[float] = []
+        self._queue_s = Durations()
+        self._engine_s = Durations()
         self._batch_rows: dict[int, int] = {}
         self._reported = Totals()
 
@@ -122,7 +122,7 @@ class Slot:
         decode = self.codec.decode
         good: list[Job] = []
         parts: list[Part] = []
-        queue_s = self._queue_s
+        count_wait = self._queue_s.add
         waited_s = 0.0
         for job in jobs:
             rid, deadline, _, context, body, arrival, link, flags = job
@@ -138,7 +138,7 @@ class Slot:
                 self.fail(job, error)
                 continue
             good.append(job)
-            queue_s.append(now - arrival)
+            count_wait(now - arrival)
             waited_s += now - arrival
         self.totals.input_ns += int((monotonic() - now) * 1e9)
         self.totals.queue_ns += int(waited_s * 1e9)
@@ -232,7 +232,9 @@ class Slot:
         size[0] += 1
         size[2] += taken_ns
         size[3] += output_ns
-        self._engine_s.append(taken)
+        self._engine_s.add(taken)
+        self._engine_s.trim()
+        self._queue_s.trim()
         power = 1 << (rows - 1).bit_length()
         self._batch_rows[power] = self._batch_rows.get(power, 0) + 1
 
@@ -277,11 +279,11 @@ class Slot:
             now.failures - then.failures,
             len(self.waiting),
             self._batch_rows,
-            fold(self._queue_s),
-            fold(self._engine_s),
+            self._queue_s.take(),
+            self._engine_s.take(),
         )
         self._reported = Totals(now.requests, now.failures, now.rows, now.batches)
-        self._queue_s, self._engine_s, self._batch_rows = [], [], {}
+        self._batch_rows = {}
         return report
 
     def statistics(self) -> bytes:
