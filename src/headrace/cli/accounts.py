@@ -15,7 +15,7 @@ tenants = typer.Typer(help="Teams and their quotas.", no_args_is_help=True)
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="The tenant's name.")]
 Rate = Annotated[float | None, typer.Option(help="Requests a second, sustained.")]
-Burst = Annotated[float | None, typer.Option(help="Requests above the rate that may come at once.")]
+Burst = Annotated[float | None, typer.Option(help="Requests that may come at once (at least 1).")]
 InFlight = Annotated[int | None, typer.Option(help="Requests at the same time.")]
 COLUMNS = ("TENANT", "STATE", "RATE/S", "BURST", "IN FLIGHT", "CREATED")
 

@@ -64,7 +64,7 @@ class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rate_per_s: float = 10_000.0
     """Requests a second, sustained (GCRA)."""
     burst: float = 2_000.0
-    """Requests above the rate that may come at once."""
+    """Requests that may come at once (at least 1)."""
     max_in_flight: int = 4_096
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import time
@@ -50,6 +51,14 @@ class Router:
             return False
         arrivals[tenant.index] = arrival + tenant.interval_s
         return True
+
+    def refusal(self, tenant: Tenant, now: float) -> tuple[int, str, int | None]:
+        """Why `admit` said no: HTTP status, message, whole seconds after which it would say yes."""
+        if tenant.burst_s < 0:
+            return 403, f"the tenant {tenant.name} is suspended", None
+        wait_s = self.arrivals[tenant.index] - now - tenant.burst_s
+        message = f"the request rate of tenant {tenant.name} is used up: {1 / tenant.interval_s:g} a second"
+        return 429, message, max(math.ceil(wait_s), 1)
 
     def count(self, tenant: int, status: int) -> None:
         """Count an answer that no version gave."""

@@ -193,7 +193,8 @@ class Http(asyncio.Protocol):
         if tenant.in_flight >= tenant.max_in_flight:
             return self.refuse(seq, replies.IN_FLIGHT, tenant.index)
         if not router.admit(tenant, now):
-            return self.refuse(seq, replies.RATE, tenant.index)
+            status, message, wait_s = router.refusal(tenant, now)
+            return self.refuse(seq, replies.error(status, message, retry_after_s=wait_s), tenant.index)
         model = target.model
         if size > model.body_max_bytes:
             message = f"the body has {size} bytes, the model takes at most {model.body_max_bytes}"

@@ -48,7 +48,7 @@ class Tenant:
     def limit(self, rate_per_s: float, burst: float, max_in_flight: int) -> None:
         """Set the limits; rate 0 refuses everything."""
         self.interval_s = 1 / rate_per_s if rate_per_s > 0 else float("inf")
-        self.burst_s = burst / rate_per_s if rate_per_s > 0 else -1.0
+        self.burst_s = max(burst - 1, 0.0) / rate_per_s if rate_per_s > 0 else -1.0
         self.max_in_flight = max_in_flight
 
 
