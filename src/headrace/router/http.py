@@ -2,6 +2,10 @@
 
 The request path is `on_message_complete`: URL -> key -> tenant -> admission -> deadline -> decision -> replica ->
 frame, each a look-up or a comparison; the body is not read. What is no inference request goes to `oip.answer`.
+
+A connection is `ordinary` while nothing about it needs care: it is not closing, few of its requests are unanswered and
+none of them is large. One that is not, or whose client does not read its answers, is not read from: what a client can
+make us hold is bounded.
 """
 
 from __future__ import annotations
@@ -15,11 +19,12 @@ import httptools
 from headrace.core import frames, meta
 from headrace.router import oip, replies
 from headrace.router.core import Router
-from headrace.router.link import choose
+from headrace.router.link import LARGE, choose
 
 monotonic = time.monotonic
 HEADER_MAX = 32 << 10
-PIPELINE_MAX = 10_000
+PIPELINE_MAX = 256
+"""Unanswered requests of a connection; while there are more it is not read from."""
 TIMEOUT_MAX_S = 3600.0
 
 _AUTHORIZATION, _TRACEPARENT, _TIMEOUT, _UNIT, _JSON_LENGTH, _EXPECT, _ENCODING, _ACCEPT = range(1, 9)
@@ -70,6 +75,7 @@ class Http(asyncio.Protocol):
         "body_size",
         "chunks",
         "fields",
+        "full",
         "gone",
         "head_size",
         "held",
@@ -77,7 +83,9 @@ class Http(asyncio.Protocol):
         "last",
         "next",
         "now",
+        "ordinary",
         "parser",
+        "paused",
         "router",
         "seq",
         "transport",
@@ -90,6 +98,9 @@ class Http(asyncio.Protocol):
         self.seq = self.next = 0  # of the next request to come, and of the next answer to leave
         self.held: dict[int, bytes] = {}  # answers that wait for an earlier one
         self.last = -1  # the request after whose answer the connection closes
+        self.ordinary = True
+        self.paused = False  # we do not read from it
+        self.full = False  # it does not read our answers
         self.fields = _FIELDS.copy()
         self.chunks: list[bytes] = []
         self.url = b""
@@ -104,17 +115,44 @@ class Http(asyncio.Protocol):
         connections = self.router.connections
         connections.add(self)
         if len(connections) > self.router.spec.max_connections:
-            self.last = 0
+            self._close_after(0)
             self.reply(0, replies.CONNECTIONS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.gone = True
+        self.ordinary = False
         self.router.connections.discard(self)
 
+    def _close_after(self, seq: int) -> None:
+        self.last = seq
+        self.ordinary = False
+
+    def pause_writing(self) -> None:
+        self.full = True
+        self._pause()
+
+    def resume_writing(self) -> None:
+        self.full = False
+        if self.ordinary:  # else it is resumed with the last answer
+            self._resume()
+
+    def _pause(self) -> None:
+        if not self.paused and not self.gone:
+            self.paused = True
+            self.transport.pause_reading()
+
+    def _resume(self) -> None:
+        if self.paused and not self.full and not self.gone:
+            self.paused = False
+            self.transport.resume_reading()
+
     def data_received(self, data: bytes) -> None:
-        if self.last >= 0:
-            return  # the connection is closing; whatever else comes is not read
+        if not self.ordinary:
+            if self.last >= 0:
+                return  # the connection is closing; whatever else comes is not read
+            self._pause()  # only now: one that is not read from does not show that its client has gone
         self.now = self.active = monotonic()
+        seq = self.seq
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -122,14 +160,14 @@ class Http(asyncio.Protocol):
         except httptools.HttpParserError:
             if self.last < 0:
                 self._refuse_rest(replies.MALFORMED)
-        if self.in_head:
+        if self.in_head and seq == self.seq:  # nothing in it but this head
             self.head_size += len(data)
             if self.head_size > HEADER_MAX:
                 self._refuse_rest(replies.HEADERS_TOO_LARGE)
 
     def _refuse_rest(self, response: bytes) -> None:
         """Answer the request at hand with an error and close."""
-        self.last = self.seq
+        self._close_after(self.seq)
         self.in_head = False
         self.chunks.clear()
         self.refuse(self.seq, response)
@@ -142,7 +180,10 @@ class Http(asyncio.Protocol):
             if quiet > spec.header_timeout_s:
                 self._refuse_rest(replies.TOO_SLOW)
         elif self.seq == self.next and (quiet > spec.idle_timeout_s or self.router.draining):
-            self.transport.close()
+            if self.full and quiet > spec.idle_timeout_s:
+                self.transport.abort()  # closing would wait until it has read our answers
+            else:
+                self.transport.close()
 
     # ------------------------------------------------------------------------------------------------ httptools
     def on_url(self, url: bytes) -> None:
@@ -177,7 +218,9 @@ class Http(asyncio.Protocol):
         size = self.body_size
         self.fields, self.chunks, self.body_size = _FIELDS.copy(), [], 0
         if router.draining or not self.parser.should_keep_alive():
-            self.last = seq
+            self._close_after(seq)
+        if size > LARGE or seq - self.next > PIPELINE_MAX:
+            self.ordinary = False
         url, self.url = self.url, b""
 
         authorization = fields[_AUTHORIZATION]
@@ -270,7 +313,7 @@ class Http(asyncio.Protocol):
             if flags & (frames.GZIP | frames.DEFLATE):
                 lines.append(b"content-encoding: gzip" if flags & frames.GZIP else b"content-encoding: deflate")
             response = b"\r\n".join([*lines, b"content-length: %d\r\n\r\n" % len(body)]) + body
-        if seq == self.next and not self.held and self.last < 0 and not self.gone:
+        if seq == self.next and self.ordinary and not self.held:
             self.next = seq + 1  # `reply`, without the call
             self.transport.write(response)
         else:
@@ -296,3 +339,6 @@ class Http(asyncio.Protocol):
         if 0 <= self.last < self.next:
             self.transport.close()
             self.gone = True
+        elif self.last < 0 and self.next == self.seq:
+            self.ordinary = True
+            self._resume()
