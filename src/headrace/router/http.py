@@ -20,9 +20,13 @@ from headrace.router.link import choose
 monotonic = time.monotonic
 HEADER_MAX = 32 << 10
 PIPELINE_MAX = 10_000
+"""Answers of one connection that may wait for an earlier one before no more of its requests are read."""
 TIMEOUT_MAX_S = 3600.0
+DIGITS_MAX = 15
+"""Longest number in a header."""
 
 _AUTHORIZATION, _TRACEPARENT, _TIMEOUT, _UNIT, _JSON_LENGTH, _EXPECT, _ENCODING, _ACCEPT = range(1, 9)
+_UPGRADE, _LENGTH, _TRANSFER = range(9, 12)
 _SLOT_OF: Final = {
     b"authorization": _AUTHORIZATION,
     b"traceparent": _TRACEPARENT,
@@ -32,8 +36,11 @@ _SLOT_OF: Final = {
     b"expect": _EXPECT,
     b"content-encoding": _ENCODING,
     b"accept-encoding": _ACCEPT,
+    b"upgrade": _UPGRADE,
+    b"content-length": _LENGTH,
+    b"transfer-encoding": _TRANSFER,
 }
-_FIELDS: Final[list[bytes | None]] = [None] * 9
+_FIELDS: Final[list[bytes | None]] = [None] * 12
 _ENCODINGS: Final = {b"gzip": frames.GZIP, b"deflate": frames.DEFLATE, b"identity": 0, b"": 0}
 
 
@@ -75,6 +82,7 @@ class Http(asyncio.Protocol):
         "held",
         "in_head",
         "last",
+        "lingers",
         "next",
         "now",
         "parser",
@@ -90,6 +98,7 @@ class Http(asyncio.Protocol):
         self.seq = self.next = 0  # of the next request to come, and of the next answer to leave
         self.held: dict[int, bytes] = {}  # answers that wait for an earlier one
         self.last = -1  # the request after whose answer the connection closes
+        self.lingers = False  # it is not read to its end: closed at once, its answer would be lost to a reset
         self.fields = _FIELDS.copy()
         self.chunks: list[bytes] = []
         self.url = b""
@@ -114,22 +123,48 @@ class Http(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.last >= 0:
             return  # the connection is closing; whatever else comes is not read
-        self.now = self.active = monotonic()
+        self.now, seq = monotonic(), self.seq
+        if not self.in_head:  # a head has its time as a whole: bytes that drip do not put the time-out off
+            self.active = self.now
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse_rest(replies.MALFORMED)
+        except httptools.HttpParserUpgrade as offer:
+            return self._decline(data[offer.args[0] :])
         except httptools.HttpParserError:
             if self.last < 0:
                 self._refuse_rest(replies.MALFORMED)
-        if self.in_head:
+        if self.in_head and self.seq == seq:  # else it began somewhere in `data`, behind other requests
             self.head_size += len(data)
             if self.head_size > HEADER_MAX:
                 self._refuse_rest(replies.HEADERS_TOO_LARGE)
+        if len(self.held) > PIPELINE_MAX:
+            self.transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        """The client does not read: nor is it read from, lest its answers fill our memory."""
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.transport.resume_reading()
+
+    def _decline(self, rest: bytes) -> None:
+        """Go on as if no other protocol had been offered. The parser takes such a request to end with its headers;
+        so a new one gets what says how long the body is, and the body; the other headers are there already."""
+        fields, method = self.fields, self.parser.get_method()
+        if fields[_UPGRADE] is None or self.last >= 0:
+            return self._refuse_rest(replies.MALFORMED)  # CONNECT
+        length, transfer = fields[_LENGTH], fields[_TRANSFER]
+        lines = [b"%b %b HTTP/1.1" % (method, self.url)]
+        lines += [b"content-length: " + length] if length is not None else []
+        lines += [b"transfer-encoding: " + transfer] if transfer is not None else []
+        self.parser = httptools.HttpRequestParser(self)
+        self.url, fields[_UPGRADE] = b"", None
+        self.data_received(b"\r\n".join([*lines, b"", rest]))
 
     def _refuse_rest(self, response: bytes) -> None:
         """Answer the request at hand with an error and close."""
         self.last = self.seq
+        self.lingers = True
         self.in_head = False
         self.chunks.clear()
         self.refuse(self.seq, response)
@@ -138,7 +173,10 @@ class Http(asyncio.Protocol):
         """Close when half a request or nothing at all has come for too long."""
         spec = self.router.spec
         quiet = now - self.active
-        if self.in_head or self.chunks or self.url:
+        if self.gone:
+            if quiet > spec.header_timeout_s or self.router.draining:
+                self.transport.close()
+        elif self.in_head or self.chunks or self.url:
             if quiet > spec.header_timeout_s:
                 self._refuse_rest(replies.TOO_SLOW)
         elif self.seq == self.next and (quiet > spec.idle_timeout_s or self.router.draining):
@@ -147,6 +185,7 @@ class Http(asyncio.Protocol):
     # ------------------------------------------------------------------------------------------------ httptools
     def on_message_begin(self) -> None:
         self.in_head = True
+        self.active = self.now
 
     def on_url(self, url: bytes) -> None:
         self.url += url  # it comes in pieces when the network cuts it
@@ -173,7 +212,7 @@ class Http(asyncio.Protocol):
         router, fields, chunks, now = self.router, self.fields, self.chunks, self.now
         table = router.table
         seq = self.seq
-        if self.last >= 0:
+        if self.last >= 0 or (fields[_UPGRADE] is not None and self.parser.should_upgrade()):
             return
         self.seq = seq + 1
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -203,8 +242,8 @@ class Http(asyncio.Protocol):
         timeout_s = model.timeout_s
         timeout = fields[_TIMEOUT]
         if timeout is not None:
-            if not timeout.isdigit() or timeout == b"0":
-                message = f"x-request-timeout-ms: {timeout.decode('latin-1')!r} is no positive whole number"
+            if not timeout.isdigit() or timeout == b"0" or len(timeout) > DIGITS_MAX:
+                message = f"x-request-timeout-ms: {timeout[:40].decode('latin-1')!r} is no positive whole number"
                 return self.refuse(seq, replies.error(400, message), tenant.index)
             timeout_s = min(int(timeout) / 1000, TIMEOUT_MAX_S)
         traceparent = fields[_TRACEPARENT]
@@ -216,7 +255,7 @@ class Http(asyncio.Protocol):
         flags, json_length = 0, -1
         length = fields[_JSON_LENGTH]
         if length is not None:
-            if not length.isdigit():
+            if not length.isdigit() or len(length) > DIGITS_MAX:
                 return self.refuse(seq, replies.error(400, "Inference-Header-Content-Length: no number"), tenant.index)
             json_length, flags = int(length), frames.BINARY
         encoding = fields[_ENCODING]
@@ -293,6 +332,11 @@ class Http(asyncio.Protocol):
             while (held := self.held.pop(self.next, None)) is not None:
                 self.next += 1
                 self.transport.write(held)
+            if not self.held:
+                self.transport.resume_reading()
         if 0 <= self.last < self.next:
-            self.transport.close()
             self.gone = True
+            if self.lingers:
+                self.transport.write_eof()
+            else:
+                self.transport.close()
