@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gzip
 import json
 import socket
@@ -174,12 +173,8 @@ def test_clients_that_leave_or_send_rubbish_disturb_nobody(platform: Platform, h
         (head + b"Content-Length: 99999999\r\n\r\n" + bytes(70 << 20), b"413"),
     ):
         with socket.create_connection((host, int(port)), timeout=10) as sent:
-            with contextlib.suppress(OSError):  # it was refused before all of it was read
-                sent.sendall(rubbish)
-            try:
-                assert status in sent.recv(100)
-            except ConnectionResetError:
-                assert status == b"413"
+            sent.sendall(rubbish)
+            assert status in sent.recv(100)
     assert http.post(f"/v2/models/{echo}/infer", json=body([1.0])).status_code == 200
 
 
