@@ -178,41 +178,6 @@ def test_clients_that_leave_or_send_rubbish_disturb_nobody(platform: Platform, h
     assert http.post(f"/v2/models/{echo}/infer", json=body([1.0])).status_code == 200
 
 
-def test_a_client_that_does_not_read_is_not_read_from(platform: Platform, http: httpx.Client, echo: str) -> None:
-    """It cannot fill the router's memory with answers; when it reads after all, it gets every one, in order."""
-    host, port = platform.client.access.url.removeprefix("http://").split(":")
-    count, rows = 10_000, 500
-
-    def request(number: int) -> bytes:
-        text = json.dumps({"id": str(number), **body([float(number)] * rows, shape=[rows, 1])}).encode()
-        head = f"POST /v2/models/{echo}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(text)}\r\n"
-        return head.encode() + f"Authorization: Bearer {platform.client.access.api_key}\r\n\r\n".encode() + text
-
-    async def go() -> None:
-        reader, writer = await asyncio.open_connection(host, int(port))
-
-        async def send() -> None:
-            for number in range(count):
-                writer.write(request(number))
-                await writer.drain()
-
-        sending = asyncio.create_task(send())
-        sent = -1
-        while not sending.done() and writer.transport.get_write_buffer_size() != sent:
-            sent = writer.transport.get_write_buffer_size()
-            await asyncio.to_thread(http.post, f"/v2/models/{echo}/infer", json=body([1.0]))  # others are served
-            await asyncio.sleep(0.5)
-        assert not sending.done()
-        for number in range(count):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-            length = next(int(line[15:]) for line in head.split("\r\n") if line.startswith("content-length:"))
-            assert json.loads(await reader.readexactly(length))["id"] == str(number)
-        await sending
-        writer.close()
-
-    asyncio.run(asyncio.wait_for(go(), 100))
-
-
 def test_large_bodies_pipelined_come_back_in_order(platform: Platform, echo: str) -> None:
     host, port = platform.client.access.url.removeprefix("http://").split(":")
     rows = 200_000
