@@ -39,6 +39,11 @@ URLS_MAX = 10_000
 _BY_STATUS: Final = {kind.status: kind for kind in reversed(BY_CODE.values())}
 
 
+def failure(status: int, message: str) -> HeadraceError:
+    """The error of an HTTP status."""
+    return _BY_STATUS.get(status, PlatformFault)(message)
+
+
 class Call:
     """Waits for a replica's answer: (HTTP status, meta, body)."""
 
@@ -135,7 +140,7 @@ class Inference:
             call.gone = monotonic() < now + timeout_s - SWEEP_S
             raise
         if status != 200:
-            raise _BY_STATUS.get(status, PlatformFault)(reply.decode("utf-8", "replace"))
+            raise failure(status, reply.decode("utf-8", "replace"))
         return response(reply, int.from_bytes(head, "little"))
 
     def _admitted(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import grpc
@@ -22,7 +23,7 @@ from headrace.router import oip
 from headrace.router.core import Router
 from headrace.router.grpc_api import health_pb2
 from headrace.router.grpc_api import inference_pb2 as pb
-from headrace.router.grpc_infer import Caller, Inference
+from headrace.router.grpc_infer import Caller, Inference, failure
 
 log = logging.getLogger("headrace.router.grpc")
 INFERENCE: Final = "inference.GRPCInferenceService"
@@ -66,7 +67,8 @@ def faultless(error: Exception) -> HeadraceError:
 
 async def abort(context: grpc.aio.ServicerContext, error: HeadraceError) -> None:
     """End the call with the error's status."""
-    trailing = (("retry-after", str(int(error.retry_after_s))),) if isinstance(error, RetryLater) else ()
+    later = isinstance(error, RetryLater) and error.status in (429, 503)
+    trailing = (("retry-after", "1"),) if later else ()
     await context.abort(CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message, trailing)
 
 
@@ -111,11 +113,13 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
         """A method that answers one message with one."""
 
         async def handle(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+            caller = self._caller(context)
             try:
-                caller = self._caller(context)
                 return (await answer(parse(kind, data), caller)).SerializeToString()
             except Exception as error:
-                await abort(context, faultless(error))
+                known = faultless(error)
+                self.router.count(caller.tenant.index if caller.tenant is not None else -1, known.status)
+                await abort(context, known)
                 raise
 
         return handle
@@ -136,47 +140,34 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
     async def _stream(self, _: object, context: grpc.aio.ServicerContext) -> None:
         """Requests in, and for each an answer or an error, in the order of the requests."""
         caller = self._caller(context)
-        loop = asyncio.get_running_loop()
-        on_their_way: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(STREAM_MAX)
-
-        async def read() -> None:
-            async for data in self._messages(context):
-                task = loop.create_task(self._stream_one(data, caller, context.time_remaining()))
-                await on_their_way.put(task)
-            await on_their_way.put(None)
-
-        reading = loop.create_task(read())
+        start = asyncio.get_running_loop().create_task
+        stopping = start(self.stopping.wait())
+        reading: asyncio.Task[bytes] | None = None
+        answers: deque[asyncio.Task[bytes]] = deque()
+        ended = False
         try:
-            while (task := await on_their_way.get()) is not None:
-                try:
-                    await context.write(await task)
-                finally:
-                    task.cancel()
-            await reading
+            while answers or not ended:
+                if reading is None and not ended and len(answers) < STREAM_MAX:
+                    reading = start(context.read())
+                waits = {task for task in (reading, answers[0] if answers else None) if task is not None}
+                await asyncio.wait(waits if ended else {*waits, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if answers and answers[0].done():
+                    await context.write(answers.popleft().result())
+                if reading is not None and reading.done():
+                    if (data := reading.result()) is grpc.aio.EOF:
+                        ended = True
+                    else:
+                        answers.append(start(self._stream_one(data, caller, context.time_remaining())))
+                    reading = None
+                elif stopping.done() and reading is not None:
+                    reading.cancel()
+                    reading, ended = None, True
         finally:
-            reading.cancel()
-            while not on_their_way.empty():
-                if (task := on_their_way.get_nowait()) is not None:
+            for task in (stopping, reading, *answers):
+                if task is not None:
                     task.cancel()
         if self.stopping.is_set():
             await abort(context, Unavailable("the router is stopping: open another stream"))
-
-    async def _messages(self, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
-        """The messages of a stream until its end, or ours."""
-        loop = asyncio.get_running_loop()
-        stopping = loop.create_task(self.stopping.wait())
-        reading: asyncio.Task[bytes] | None = None
-        try:
-            while True:
-                reading = loop.create_task(context.read())
-                await asyncio.wait({reading, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                if not reading.done() or (data := reading.result()) is grpc.aio.EOF:
-                    return
-                yield data
-        finally:
-            stopping.cancel()
-            if reading is not None:
-                reading.cancel()
 
     async def _stream_one(self, data: bytes, caller: Caller, left_s: float | None) -> bytes:
         id_, final = "", False
@@ -262,9 +253,7 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
             raise Unavailable("the control plane is not there")
         reply = await self.router.peer.command(Command(verb, model, tenant.index, found[1] if found else "viewer"))
         if reply.status != 200:
-            error = HeadraceError(reply.message)
-            error.status = reply.status
-            raise error
+            raise failure(reply.status, reply.message)
 
     # ------------------------------------------------------------------------------------------------ health
     async def check(self, request: health_pb2.HealthCheckRequest, caller: Caller) -> Message:

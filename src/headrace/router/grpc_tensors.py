@@ -19,7 +19,7 @@ from headrace.router.grpc_api import inference_pb2 as pb
 
 Parameter = bool | int | float | str
 
-_CONTENTS: Final = {
+CONTENTS: Final = {
     "BOOL": ("bool_contents", np.dtype("?")),
     **dict.fromkeys(("INT8", "INT16", "INT32"), ("int_contents", np.dtype("<i4"))),
     "INT64": ("int64_contents", np.dtype("<i8")),
@@ -118,14 +118,14 @@ def parameters(given: Mapping[str, pb.InferParameter], where: str) -> dict[str, 
 def contents(tensor: pb.ModelInferRequest.InferInputTensor, index: int) -> bytes:
     """The bytes of a tensor that came as typed values. Raises InvalidInput."""
     where = f"inputs[{index}] {tensor.name!r}"
-    if tensor.datatype not in _CONTENTS:
-        kinds = ", ".join(_CONTENTS)
+    if tensor.datatype not in CONTENTS:
+        kinds = ", ".join(CONTENTS)
         raise InvalidInput(
             f"{where}: datatype {tensor.datatype!r} has no typed contents (those have {kinds}); "
             "send it in raw_input_contents",
             field=f"{where}.datatype",
         )
-    field, held = _CONTENTS[tensor.datatype]
+    field, held = CONTENTS[tensor.datatype]
     for other, _ in tensor.contents.ListFields():
         if other.name != field:
             raise InvalidInput(
