@@ -84,11 +84,11 @@ def test_typed_contents_mean_what_their_bytes_mean(values: list[tuple[str, str, 
     body, length = request_body(message(values, typed=True))
     part = codec.decode(memoryview(body), frames.BINARY, length)
     assert part.arrays is not None
-    for array, (_, _, given) in zip(part.arrays, values, strict=True):
+    for array, (_, _, wanted) in zip(part.arrays, values, strict=True):
         if array.dtype.kind == "f":  # a NaN need not keep its payload on the way through Python
-            assert np.array_equal(array, given, equal_nan=True)
+            assert np.array_equal(array, wanted, equal_nan=True)
         else:
-            assert same(array, given)
+            assert same(array, wanted)
 
 
 def tensor(datatype: str = "FP32", shape: tuple[int, ...] = (2,), **contents: list[object]) -> pb.ModelInferRequest:
