@@ -14,7 +14,7 @@ from tests import models
 @pytest.fixture(scope="session")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """A platform on free ports, with its admin's client."""
-    started = Platform(str(tmp_path_factory.mktemp("platform")))
+    started = Platform(str(tmp_path_factory.mktemp("platform")), grpc=True)
     yield started
     started.stop()
 

@@ -85,7 +85,15 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     manager = Manager(store, fleet, publisher, artifacts, spec.replica_folder, spec.control, spec.drain_s)
     examiner = Examiner()
     platform = Platform(
-        store, artifacts, examiner, publisher, Woken(fleet, manager), metrics, lambda: manager.standings
+        store,
+        artifacts,
+        examiner,
+        publisher,
+        Woken(fleet, manager),
+        metrics,
+        lambda: manager.standings,
+        spec.http_url,
+        spec.grpc_url,
     )
     commands = Commands(platform)
     metrics.hub = hub

@@ -72,7 +72,11 @@ class Request:
 
 
 class Platform:
-    """The use cases."""
+    """The use cases.
+
+    Args:
+        url: where inference is to be had over HTTP, and `grpc_url` over gRPC (empty: not at all).
+    """
 
     def __init__(
         self,
@@ -83,6 +87,8 @@ class Platform:
         fleet: Fleet,
         telemetry: Telemetry,
         standings: Callable[[], dict[Target, Standing]],
+        url: str = "",
+        grpc_url: str = "",
     ) -> None:
         self.store = store
         self.artifacts = artifacts
@@ -91,6 +97,7 @@ class Platform:
         self.fleet = fleet
         self.telemetry = telemetry
         self.standings = standings
+        self.url, self.grpc_url = url, grpc_url
 
     # ------------------------------------------------------------------------------------------------ who and what
     async def authenticate(self, authorization: str | None) -> Principal:

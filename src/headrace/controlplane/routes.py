@@ -86,7 +86,8 @@ async def status(request: Http[Any, Any, Any], platform: Api) -> r.Status:
         rows.append(row)
     routers = platform.telemetry.routers()
     epoch = max([router.epoch for router in routers], default=0)
-    return r.Status(__version__, time.monotonic() - STARTED, epoch, routers, rows, deployments)
+    uptime_s = time.monotonic() - STARTED
+    return r.Status(__version__, uptime_s, epoch, platform.url, platform.grpc_url, routers, rows, deployments)
 
 
 # ---------------------------------------------------------------------------------------------------- tenants, keys

@@ -31,8 +31,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Address that the three ports listen on."""
     http_port: int = 8000
     """Inference over HTTP. 0: chosen by the system."""
-    grpc_port: int = -1
-    """Inference over gRPC (arrives with the next release; only -1, off, for now)."""
+    grpc_port: int = 8001
+    """Inference over gRPC. 0: chosen by the system; -1: off."""
     control_port: int = 8002
     """Control-plane API and metrics. 0: chosen by the system."""
     routers: int = 1

@@ -339,6 +339,10 @@ class Status(msgspec.Struct):
     uptime_s: float
     epoch: int
     """Of the routing snapshot."""
+    url: str
+    """Where inference is to be had over HTTP."""
+    grpc_url: str
+    """The same over gRPC; empty where it is off."""
     routers: list[RouterStatus]
     models: list[ModelStatus]
     deployments: list[Deployment]
