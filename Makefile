@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: help setup test check format demo bench rivals clean
+.PHONY: help setup test check format demo bench rivals clients clean
 
 help: ## show this
 	@echo "make TARGET"
@@ -46,5 +46,8 @@ bench: setup ## every bench, quickly, in a table
 rivals: ## the servers that bench.dataplane compares with, each in an environment below .rivals/
 	@PYTHON=$(PYTHON) bash bench/rivals/install.sh
 
+clients: ## other people's clients and documents that tests want, each apart below .clients/
+	@PYTHON=$(PYTHON) bash tests/conformance/clients/install.sh
+
 clean: ## what setup, rivals and the tools made
-	rm -rf .venv .rivals .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .rivals .clients .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
