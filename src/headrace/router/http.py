@@ -151,7 +151,9 @@ class Http(asyncio.Protocol):
         """Go on as if no other protocol had been offered. The parser takes such a request to end with its headers;
         so a new one gets what says how long the body is, and the body; the other headers are there already."""
         fields, method = self.fields, self.parser.get_method()
-        if fields[_UPGRADE] is None or self.last >= 0:
+        if self.last >= 0:
+            return
+        if fields[_UPGRADE] is None:
             return self._refuse_rest(replies.MALFORMED)  # CONNECT
         length, transfer = fields[_LENGTH], fields[_TRANSFER]
         lines = [b"%b %b HTTP/1.1" % (method, self.url)]
@@ -165,7 +167,7 @@ class Http(asyncio.Protocol):
         """Answer the request at hand with an error and close."""
         self.last = self.seq
         self.lingers = True
-        self.in_head = False
+        self.in_head, self.url = False, b""
         self.chunks.clear()
         self.refuse(self.seq, response)
 
