@@ -113,7 +113,7 @@ def test_keys_models_and_methods(http: httpx.Client, echo: str) -> None:
 
 
 def test_another_tenants_model_needs_a_grant_and_quotas_hold(client: Client, echo: str) -> None:
-    client.call(calls.create_tenant("other", Quota(5.0, 3.0, 100)))
+    client.call(calls.create_tenant("other", Quota(0.01, 3.0, 100)))
     key = client.call(calls.create_key("viewer", "other", "")).result.text
     url, headers = f"{client.access.url}/v2/models/{echo}/infer", {"authorization": f"Bearer {key}"}
     assert httpx.post(url, json=body([1.0]), headers=headers).status_code == 403
