@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: help setup test check format demo bench rivals proto clean
+.PHONY: help setup test check format demo bench rivals proto clients clean
 
 help: ## show this
 	@echo "make TARGET"
@@ -55,5 +55,8 @@ proto: ## the gRPC code from its .proto files
 	sed -i 's/_descriptor_pool.Default()/_descriptor_pool.DescriptorPool()/' src/headrace/router/grpc_api/*_pb2.py
 	rm -rf .proto
 
+clients: ## other people's clients and documents that tests want, each apart below .clients/
+	@PYTHON=$(PYTHON) bash tests/conformance/clients/install.sh
+
 clean: ## what setup, rivals and the tools made
-	rm -rf .venv .rivals .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .rivals .clients .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

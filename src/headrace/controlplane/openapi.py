@@ -81,6 +81,10 @@ LIMITS: dict[str, dict[str, dict[str, Any]]] = {
 """What the use cases check of a field beyond its type."""
 PARAMETERS: dict[str, dict[str, Any]] = {
     "digest": DIGEST,
+    "model": {"examples": ["churn"]},
+    "name": {"examples": ["default"]},
+    "to": {"examples": ["risk"]},
+    "pinned": {"examples": ["risk"]},
     "reference": {"pattern": f"^{NAME.pattern}@[1-9][0-9]{{0,8}}$", "examples": ["churn@4"]},
     "since": {"format": "date-time", "examples": ["2026-01-31T08:00:00Z"]},
 }

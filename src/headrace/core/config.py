@@ -44,7 +44,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_timeout_s: float = 75.0
     """An HTTP connection with nothing to do for so long is closed."""
     header_timeout_s: float = 10.0
-    """A request whose headers or body do not arrive in so long gets 408."""
+    """A request whose headers do not arrive whole in so long, or of whose body nothing comes for so long, gets 408."""
     max_connections: int = 10_000
     """HTTP connections per router process; more are refused with 503."""
     artifact_max_bytes: int = 8 << 30

@@ -58,7 +58,7 @@ def answer(
 
 def _get(http: Http, seq: int, method: bytes, value: object, status: int = 200) -> None:
     if method not in (b"GET", b"HEAD"):
-        return http.refuse(seq, replies.error(405, "use GET"))
+        return http.refuse(seq, replies.method_not_allowed("GET, HEAD"))
     response = replies.json(value, status)
     http.reply(seq, response[: response.index(b"\r\n\r\n") + 4] if method == b"HEAD" else response)
 
@@ -101,7 +101,7 @@ def _model(http: Http, seq: int, method: bytes, parts: list[str], tenant: Tenant
         return http.refuse(seq, replies.error(error.status, error.message), tenant.index)
     if rest == ["infer"]:
         if method != b"POST":
-            return http.refuse(seq, replies.error(405, "use POST"), tenant.index)
+            return http.refuse(seq, replies.method_not_allowed("POST"), tenant.index)
         return http.refuse(seq, replies.error(503, f"model {name!r} has no version ready"), tenant.index)
     if rest == ["stats"]:
         return _run(http, seq, _statistics(http, seq, [model], version))
@@ -189,7 +189,7 @@ def _repository(
     table = http.router.table
     if parts == ["index"]:
         if method not in (b"POST", b"GET"):
-            return http.refuse(seq, replies.error(405, "use POST"))
+            return http.refuse(seq, replies.method_not_allowed("POST, GET"))
         try:
             only_ready = bool((msgspec.json.decode(body) if body else {}).get("ready"))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError):
@@ -197,7 +197,7 @@ def _repository(
         return http.reply(seq, replies.json(index_of(table.visible(tenant.index), only_ready)))
     if len(parts) == 3 and parts[0] == "models" and parts[2] in ("load", "unload"):
         if method != b"POST":
-            return http.refuse(seq, replies.error(405, "use POST"))
+            return http.refuse(seq, replies.method_not_allowed("POST"))
         found = table.key_of(authorization)
         command = Command(parts[2], parts[1], tenant.index, found[1] if found else "viewer")
         return _run(http, seq, _command(http, seq, command))
