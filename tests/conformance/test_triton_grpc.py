@@ -323,7 +323,7 @@ def test_repository_index_unload_and_load(
     triton_client.unload_model("shelf", headers=headers)
     until(lambda: "shelf" not in states(), "the model to be unloaded")
     code, message = refused(lambda: triton_client.infer("shelf", row(), headers=headers))
-    assert code == "UNAVAILABLE" and "'shelf' has no version" in message
+    assert code == "UNAVAILABLE" and "model 'shelf'" in message
     assert not triton_client.is_model_ready("shelf", headers=headers)
     triton_client.load_model("shelf", headers=headers)
     until(lambda: states().get("shelf") == "READY", "the model to be loaded")
