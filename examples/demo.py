@@ -130,24 +130,24 @@ def vision(shell: Shell, client: Client) -> None:
     print(f"{answer.array}    in {taken:.0f} ms")
 
 
-def tritonclient(client: Client, row: list[float]) -> None:
-    """The same request by somebody else's client."""
+def by_tritonclient(client: Client, grpc_url: str, row: list[float]) -> None:
+    """The same request by somebody else's clients, over HTTP and over gRPC."""
     if util.find_spec("tritonclient") is None:
         print("(skipped: the package tritonclient is not installed)")
         return
-    import tritonclient.http as triton
+    import tritonclient.grpc
+    import tritonclient.http
 
-    http = triton.InferenceServerClient(client.access.url.removeprefix("http://"))
-    tensor = triton.InferInput("input", [1, len(row)], "FP64")
-    tensor.set_data_from_numpy(np.array([row]))
     headers = {"authorization": f"Bearer {client.access.api_key}"}
-    result = http.infer("cancer", [tensor], headers=headers)
-    print(
-        ">>> tritonclient.http ... .infer('cancer', ...).as_numpy('probabilities')",
-        result.as_numpy("probabilities"),
-        sep="\n",
-    )
-    http.close()
+    for triton, address in (
+        (tritonclient.http, client.access.url.removeprefix("http://")),
+        (tritonclient.grpc, grpc_url),
+    ):
+        tensor = triton.InferInput("input", [1, len(row)], "FP64")
+        tensor.set_data_from_numpy(np.array([row]))
+        with triton.InferenceServerClient(address) as server:
+            result = server.infer("cancer", [tensor], headers=dict(headers)).as_numpy("probabilities")
+        print(f">>> {triton.__name__} ... .infer('cancer', ...).as_numpy('probabilities')\n{result}")
 
 
 def ship(shell: Shell, client: Client, rows: list[list[float]]) -> None:
@@ -190,7 +190,7 @@ def main() -> None:
     print(f"version 1, logistic regression: accuracy {first:.3f}; version 2, boosted trees: {second:.3f}")
     say("Starting the platform")
     print("$ headrace up")
-    platform = Platform(str(folder / "data"))
+    platform = Platform(str(folder / "data"), grpc=True)
     try:
         print((folder / "data" / "up.log").read_text().rstrip())
         shell, client = Shell(platform.client), platform.client
@@ -204,7 +204,7 @@ def main() -> None:
                 "curl -s $HEADRACE_URL/v2/models/cancer/infer -H 'Authorization: Bearer $HEADRACE_API_KEY' -d @row.json"
             )
         print(f">>> client.predict('cancer', row).outputs\n{client.predict('cancer', rows[0]).outputs}")
-        tritonclient(client, rows[0])
+        by_tritonclient(client, platform.grpc_url, rows[0])
         say("A vision model")
         vision(shell, client)
         say(f"Version 2 at 10 %, at 100 %, and rolled back, while {LOAD_PER_S} requests a second run")

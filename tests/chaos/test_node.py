@@ -141,7 +141,6 @@ def test_a_second_one_on_the_folder_or_the_port_is_refused_and_told_why(up: Call
             try:
                 assert third.process.wait(20) == 1
                 assert f"{setting}: port {number}" in third.said
-                assert f"--{setting.replace('_', '-')}" in third.said
             finally:
                 third.end()
     assert node.live() == 200

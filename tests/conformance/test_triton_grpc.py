@@ -8,6 +8,7 @@ import queue
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -69,10 +70,33 @@ def headers(platform: Platform) -> dict[str, str]:
     return bearer(platform.client.access.api_key)
 
 
-def push(client: Client, name: str, artifact: models.Artifact, tmp_path: Any) -> str:
+def push(client: Client, name: str, artifact: models.Artifact, tmp_path: Path) -> str:
     version = client.push(name, artifact.named(tmp_path)).result.version
     client.deploy(f"{name}@{version}", traffic=100)
     return name
+
+
+class Gate:
+    """A model, y = x, whose run for x = 7 does not end before the gate is opened."""
+
+    def __init__(self, client: Client, name: str, folder: Path) -> None:
+        self.running = folder / "running"
+        """Is there once such a run has begun."""
+        self._file = folder / "open"
+        begun, goes_on = f"open({str(self.running)!r}, 'w').close()", f"os.path.exists({str(self._file)!r})"
+        waits = f"while (x == 7).any() and not ({begun} or {goes_on}): time.sleep(0.01)"
+        push(client, name, models.python_echo(predict=waits), folder)
+
+    def open(self) -> None:
+        self._file.touch()
+
+
+def limited_to(client: Client, tenant: str, requests: int, *granted: str) -> dict[str, str]:
+    """A new tenant that may have so many requests in flight, as its headers."""
+    client.call(calls.create_tenant(tenant, Quota(1e6, 1e6, requests)))
+    for model in granted:
+        client.call(calls.grant(model, tenant))
+    return bearer(client.call(calls.create_key("viewer", tenant, "")).result.text)
 
 
 def refused(call: Callable[[], Any]) -> tuple[str, str]:
@@ -84,7 +108,7 @@ def refused(call: Callable[[], Any]) -> tuple[str, str]:
 
 # ------------------------------------------------------------------------------------------------ inference
 def test_every_kind_of_tensor_comes_back_as_it_went(
-    triton_client: triton.InferenceServerClient, client: Client, headers: dict[str, str], tmp_path: Any
+    triton_client: triton.InferenceServerClient, client: Client, headers: dict[str, str], tmp_path: Path
 ) -> None:
     push(client, "kinds", models.python_model(KINDS), tmp_path)
     sent = {
@@ -192,24 +216,22 @@ def _is_limited(platform: Platform, model: str, headers: dict[str, str]) -> bool
 
 
 def test_deadlines_hold_on_both_sides(
-    triton_client: triton.InferenceServerClient, client: Client, headers: dict[str, str], tmp_path: Any
+    triton_client: triton.InferenceServerClient, client: Client, headers: dict[str, str], tmp_path: Path
 ) -> None:
-    push(client, "late", models.slow(1.0), tmp_path)
-    code, _ = refused(lambda: triton_client.infer("late", row(), headers=headers, client_timeout=0.2))
+    gate = Gate(client, "late", tmp_path)
+    code, _ = refused(lambda: triton_client.infer("late", row(7), headers=headers, client_timeout=0.2))
     assert code == "DEADLINE_EXCEEDED"
-    code, message = refused(lambda: triton_client.infer("late", row(), headers=headers, timeout=200_000))
+    code, message = refused(lambda: triton_client.infer("late", row(7), headers=headers, timeout=200_000))
     assert (code, message) == ("DEADLINE_EXCEEDED", "the deadline passed before an answer was ready")
-    assert triton_client.infer("late", row(), headers=headers, client_timeout=20).as_numpy("y")[0, 0] == 1.5
+    gate.open()
+    assert triton_client.infer("late", row(7), headers=headers, client_timeout=60).as_numpy("y")[0, 0] == 7
 
 
-def test_a_cancelled_request_is_not_run(platform: Platform, client: Client, tmp_path: Any, echo: str) -> None:
+def test_a_cancelled_request_is_not_run(platform: Platform, client: Client, tmp_path: Path, echo: str) -> None:
     """With two in flight the tenant's limit is reached; the second, cancelled while it waits for the first, is gone
     from the router and from the replica's queue."""
-    push(client, "queue", models.slow(1.5), tmp_path)
-    client.call(calls.create_tenant("grpc-two", Quota(1e6, 1e6, 2)))
-    for model in ("queue", echo):
-        client.call(calls.grant(model, "grpc-two"))
-    mine = bearer(client.call(calls.create_key("viewer", "grpc-two", "")).result.text)
+    gate = Gate(client, "queue", tmp_path)
+    mine = limited_to(client, "grpc-two", 2, "queue", echo)
 
     async def counts(server: triton_aio.InferenceServerClient) -> tuple[int, int]:
         found = (await server.get_inference_statistics("queue", headers=mine)).model_stats[0]
@@ -218,17 +240,18 @@ def test_a_cancelled_request_is_not_run(platform: Platform, client: Client, tmp_
     async def work() -> None:
         async with triton_aio.InferenceServerClient(platform.grpc_url) as server, asyncio.timeout(30):
             before = await counts(server)
-            first = asyncio.create_task(server.infer("queue", row(), headers=mine))
-            await server.infer(echo, row(), headers=mine)
-            await counts(server)  # answered on the same link after the first has begun to run: they share no batch
-            second = asyncio.create_task(server.infer("queue", row(), headers=mine))
+            first = asyncio.create_task(server.infer("queue", row(7), headers=mine))
+            while not gate.running.exists():  # or the second might join its batch
+                await asyncio.sleep(0.01)
+            second = asyncio.create_task(server.infer("queue", row(7), headers=mine))
             while not await asyncio.to_thread(_is_limited, platform, echo, mine):
                 assert not (first.done() or second.done())
             second.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await second
             while await asyncio.to_thread(_is_limited, platform, echo, mine):
-                assert not first.done(), "the cancelled request still counts"
+                assert not first.done()
+            gate.open()
             await first
             await server.infer("queue", row(), headers=mine)
             after = await counts(server)
@@ -325,7 +348,7 @@ def test_repository_index_unload_and_load(
     triton_client.unload_model("shelf", headers=headers)
     until(lambda: "shelf" not in states(), "the model to be unloaded")
     code, message = refused(lambda: triton_client.infer("shelf", row(), headers=headers))
-    assert code == "UNAVAILABLE" and "model 'shelf'" in message and "ready" in message
+    assert code == "UNAVAILABLE" and "model 'shelf'" in message
     assert not triton_client.is_model_ready("shelf", headers=headers)
     triton_client.load_model("shelf", headers=headers)
     until(lambda: states().get("shelf") == "READY", "the model to be loaded")
@@ -426,13 +449,10 @@ def test_swaps_and_rollbacks_under_load_lose_nothing(platform: Platform, client:
 
 
 def test_told_to_stop_the_router_finishes_what_it_has(
-    platform: Platform, client: Client, headers: dict[str, str], echo: str, tmp_path: Any
+    platform: Platform, client: Client, headers: dict[str, str], echo: str, tmp_path: Path
 ) -> None:
-    push(client, "lasting", models.slow(1.5), tmp_path)
-    client.call(calls.create_tenant("grpc-one", Quota(1e6, 1e6, 1)))
-    for model in ("lasting", echo):
-        client.call(calls.grant(model, "grpc-one"))
-    mine = bearer(client.call(calls.create_key("viewer", "grpc-one", "")).result.text)
+    gate = Gate(client, "lasting", tmp_path)
+    mine = limited_to(client, "grpc-one", 1, "lasting", echo)
 
     def router() -> int:
         return next(router.pid for router in client.status().routers if router.id == "router-grpc")
@@ -448,12 +468,13 @@ def test_told_to_stop_the_router_finishes_what_it_has(
         server.start_stream(lambda result, error: idle.put((result, error)), headers=headers)
         server.async_stream_infer(echo, row())
         assert idle.get(timeout=20)[1] is None
-        server.async_infer("lasting", row(), lambda result, error: answers.put((result, error)), headers=mine)
+        server.async_infer("lasting", row(7), lambda result, error: answers.put((result, error)), headers=mine)
         until(lambda: _is_limited(platform, echo, mine), "the request to be at its replica")
         os.kill(before, signal.SIGTERM)
-        result, error = answers.get(timeout=20)
-        assert error is None and result.as_numpy("y")[0, 0] == 1.5
         assert "open another stream" in str(idle.get(timeout=20)[1])
+        gate.open()
+        result, error = answers.get(timeout=20)
+        assert error is None and result.as_numpy("y")[0, 0] == 7
         server.stop_stream()
 
     def back() -> bool:

@@ -61,7 +61,7 @@ def test_a_model_from_file_to_rollback(run: Run, tmp_path: Path) -> None:
     assert (outcome["result"]["state"], outcome["result"]["traffic_percent"]) == ("ready", 0.0)
     shifted = run("traffic", "set", "cli", "1=0", "2=100", "--why", "better")
     assert "cli: 2: 100 %" in shifted.stdout
-    assert "in effect on 1 router after" in shifted.stdout
+    assert "in effect on 2 routers after" in shifted.stdout
     assert "undo: headrace rollback cli" in shifted.stdout
     (tmp_path / "rows.csv").write_text("x\n2\n4\n")
     reply = json.loads(run("predict", "cli", "--input", str(tmp_path / "rows.csv"), "--json").stdout)

@@ -46,7 +46,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     header_timeout_s: float = 10.0
     """A request whose headers do not arrive whole in so long, or of whose body nothing comes for so long, gets 408."""
     max_connections: int = 10_000
-    """HTTP connections per router process; more are refused with 503."""
+    """HTTP connections per router process, or calls at once over gRPC; more are refused."""
     artifact_max_bytes: int = 8 << 30
     """Largest artifact that may be put."""
     drain_s: float = 30.0
