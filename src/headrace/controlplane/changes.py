@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Column, Connection, Integer, LargeBinary, Row, String, Table, Text, func, insert, select
 
+from headrace.core import revisions
 from headrace.core.database import metadata, now
 from headrace.core.errors import Conflict
 from headrace.core.resources import Change
@@ -34,14 +35,8 @@ idempotency = Table(
     Column("request", LargeBinary, nullable=False),
     Column("change", Integer, nullable=False),
     Column("at", String(32), nullable=False, index=True),
+    Column("answer", LargeBinary, nullable=True),
 )
-counters = Table(
-    "counters",
-    metadata,
-    Column("name", String(32), primary_key=True),
-    Column("value", Integer, nullable=False),
-)
-
 
 IDEMPOTENCY_S = 24 * 3600.0
 """How long an idempotency key is remembered."""
@@ -163,9 +158,4 @@ def _change(row: Row[tuple[object, ...]]) -> Change:
 
 def reserve_epochs(connection: Connection, count: int) -> int:
     """Take `count` snapshot epochs that nobody had; returns the first."""
-    row = connection.execute(select(counters.c.value).where(counters.c.name == "epoch")).scalar()
-    if row is None:
-        connection.execute(insert(counters).values(name="epoch", value=1 + count))
-        return 1
-    connection.execute(counters.update().where(counters.c.name == "epoch").values(value=row + count))
-    return int(row)
+    return revisions.take(connection, "epoch", count)

@@ -150,7 +150,7 @@ class Woken:
 
 def tenant_name(publisher: Publisher, index: int) -> str:
     """A tenant's name for labels; empty for none."""
-    tenants = publisher.state.tenants if publisher.state is not None else {}
+    tenants = publisher.state.tenants
     return tenants[index].name if index in tenants else ""
 
 

@@ -149,7 +149,8 @@ async def update_tenant(
     asked.principal.need("admin")
 
     def work(c: Connection) -> Record:
-        before = named(c, name).resource()
+        row = named(c, name)
+        before = row.resource()
         if data.state == "suspended" and name == asked.principal.tenant.name:
             raise Conflict(f"tenant {name!r} is your own: you could not take it back", field="state")
         quota = r.Quota(
@@ -160,7 +161,7 @@ async def update_tenant(
         check_quota(quota)
         values = {"rate_per_s": quota.rate_per_s, "burst": quota.burst, "max_in_flight": quota.max_in_flight}
         after: dict[str, object] = {**values, "state": data.state or before.state}
-        accounts.update_tenant(c, name, after)
+        accounts.update_tenant(c, row.index, after)
         old = before.quota
         shown = {"rate_per_s": old.rate_per_s, "burst": old.burst, "max_in_flight": old.max_in_flight}
         undo = f"headrace tenants update {name} --rate {old.rate_per_s:g} --burst {old.burst:g}"
