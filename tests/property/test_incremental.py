@@ -205,7 +205,7 @@ def whole_snapshot(world: World, epoch: int) -> Snapshot:
 
 
 @given(steps_of(VERBS))
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_state_and_snapshot_in_steps_are_those_from_scratch(steps: list[list[tuple[Any, ...]]]) -> None:
     state, built, follower, late = NOTHING, Snapshots("t1"), State(), State()
     epoch = 0
@@ -252,7 +252,7 @@ def shape(table: Table) -> Any:
 
 
 @given(steps_of(VERBS))
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_table_in_steps_is_the_one_from_scratch(steps: list[list[tuple[Any, ...]]]) -> None:
     built, table, late = Snapshots("t1"), Table(Link), Table(Link)  # type: ignore[arg-type]
     links: set[Any] = set()
@@ -280,7 +280,7 @@ def test_a_table_in_steps_is_the_one_from_scratch(steps: list[list[tuple[Any, ..
 
 
 @given(steps_of(FLEET), st.lists(st.sampled_from([0.0, 0.1, 5.0, 70.0]), min_size=LOOKS + 1, max_size=LOOKS + 1))
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_look_at_what_moved_decides_as_a_look_at_everything(
     steps: list[list[tuple[Any, ...]]], pauses: list[float]
 ) -> None:

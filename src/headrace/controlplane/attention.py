@@ -64,8 +64,9 @@ class Attention:
             for target, standing in plan.standings.items()
             if standing.state not in ("stopped", "failed") and (standing.detail or memory[target].crashes)
         }
-        dead = {target_of(status)[0] for status in scope.statuses if status.state in ENDED}
-        self._restless = waiting | dead | {model for model, _ in plan.start}
+        stopped = set(plan.stop)  # they count no more at the next look
+        leaving = {target_of(s)[0] for s in scope.statuses if s.state in ENDED or s.spec.id in stopped}
+        self._restless = waiting | leaving | {model for model, _ in plan.start}
 
 
 def _replicas(statuses: Collection[ReplicaStatus]) -> dict[str, tuple[str, str]]:
