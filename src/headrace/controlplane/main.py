@@ -66,7 +66,7 @@ class Commands:
         model = await platform.store.run(lambda c: platform.model(c, request, command.model)[1])
         for one in desired:
             if one.model == model.id:
-                await platform.undeploy(request, model.name, one.version)
+                await platform.undeploy(request, model.name, one.version, force=True)
 
 
 async def serve(spec: ControlSpec, events: Events) -> None:

@@ -10,8 +10,8 @@ from sqlalchemy import Connection
 
 from headrace.controlplane import changes
 from headrace.controlplane.changes import Record
-from headrace.controlplane.platform import shown
 from headrace.controlplane.routing_state import ModelState, RoutingState, read
+from headrace.controlplane.views import shown
 from headrace.core.snapshot import Slots
 from headrace.deploy import store as deploy_store
 from headrace.deploy.reconcile import Standing, Target, retire
