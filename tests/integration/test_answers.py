@@ -1,5 +1,5 @@
-"""What the control plane's API promises of every resource: the first answer again under its idempotency key, entity tags
-and conditions, pages, refusals that say what to type next, and no half state where the store fails."""
+"""What the control plane's API promises of every resource: the first answer again under its idempotency key, entity
+tags and conditions, pages, refusals that say what to type next, and no half state where the store fails."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_a_cursor_or_limit_that_is_none_is_named(served: Control, path: str, cur
     for bad in (cursor, "%00", "9" * 5000):
         problem = served.refused("GET", f"{path}?cursor={bad}")
         assert (problem.status, problem.field) == (400, "cursor"), bad[:20]
-    for bad in ("0", "-1", "1001", "all", "1e3"):
+    for bad in ("0", "-1", "1001", "all", "1.5"):
         problem = served.refused("GET", f"{path}?limit={bad}")
         assert (problem.status, problem.field) == (400, "limit"), bad
 
@@ -239,7 +239,7 @@ def test_by_force_it_is(served: Control) -> None:
     assert served.do("DELETE", "/deployments/gone@1?force=true")["result"]["state"] == "stopped"
 
 
-# ---------------------------------------------------------------------------------------------------- a store that fails
+# ---------------------------------------------------------------------------------------------------- a full disk
 @contextmanager
 def files_may_not_grow(folder: Path) -> Iterator[None]:
     """As on a full disk: the system refuses to write past the end of the store's log."""
