@@ -8,7 +8,7 @@ from litestar import Request as Http
 from litestar import Response, delete, get, patch, post
 from litestar.params import FromPath, FromQuery, JSONBody
 
-from headrace.controlplane import views
+from headrace.controlplane import deploying, views
 from headrace.controlplane.routes.asked import (
     Api,
     Cursor,
@@ -66,7 +66,7 @@ async def deploy(
 ) -> r.Outcome[r.Deployment]:
     """Operator. Returns at once; GET tells how far it is."""
     asked = await context(request, data.tenant or parse_reference(data.model).tenant, data.reason)
-    return await platform.deploy(asked, data)
+    return await deploying.deploy(platform, asked, data)
 
 
 @get("/api/v1/deployments/{reference:str}", summary="Show a deployment")
@@ -76,7 +76,7 @@ async def show_deployment(
     """``churn@4``. The ETag moves with what is desired, not with what its replicas do at the moment."""
     asked = await context(request, tenant)
     model, version = split_reference(reference)
-    return tagged(await platform.store.run(lambda c: platform.show_deployment(c, asked, model, version)))
+    return tagged(await platform.store.run(lambda c: deploying.show_deployment(platform, c, asked, model, version)))
 
 
 @patch("/api/v1/deployments/{reference:str}", summary="Scale a deployment")
@@ -90,7 +90,7 @@ async def scale(
     """Operator. To 0 while the version has traffic or pinned tenants only with `force`."""
     asked = await context(request, tenant, data.reason)
     model, version = split_reference(reference)
-    return await platform.scale(asked, model, version, data.replicas, data.force)
+    return await deploying.scale(platform, asked, model, version, data.replicas, data.force)
 
 
 @delete("/api/v1/deployments/{reference:str}", status_code=200, summary="Undeploy a version")
@@ -105,7 +105,7 @@ async def undeploy(
     has traffic or pinned tenants, unless with `force`."""
     asked = await context(request, tenant)
     model, version = split_reference(reference)
-    return await platform.undeploy(asked, model, version, force)
+    return await deploying.undeploy(platform, asked, model, version, force)
 
 
 HANDLERS = [list_deployments, deploy, show_deployment, scale, undeploy]

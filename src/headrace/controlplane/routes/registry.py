@@ -10,7 +10,7 @@ from litestar import Response, delete, get, head, patch, post, put
 from litestar.params import FromPath, FromQuery, JSONBody
 from sqlalchemy import Connection
 
-from headrace.controlplane import views
+from headrace.controlplane import registering, views
 from headrace.controlplane.changes import Record
 from headrace.controlplane.platform import Platform, Request, check_range
 from headrace.controlplane.routes.accounts import named
@@ -164,7 +164,7 @@ async def register(
     tenant: Tenant = None,
 ) -> r.Outcome[r.Version]:
     """Developer. The artifact is examined in a process of its own before anything is stored."""
-    return await platform.register(await context(request, tenant), model, data)
+    return await registering.register(platform, await context(request, tenant), model, data)
 
 
 @put("/api/v1/models/{model:str}/grants/{to:str}", summary="Let another tenant call a model")

@@ -9,7 +9,7 @@ from litestar import Response, delete, get, post, put
 from litestar.params import FromPath, JSONBody
 from sqlalchemy import Connection
 
-from headrace.controlplane import changes
+from headrace.controlplane import changes, routing
 from headrace.controlplane.routes.asked import Api, Cursor, Limit, Tenant, context, page, read_number, tagged
 from headrace.core import resources as r
 
@@ -20,7 +20,7 @@ async def show_traffic(
 ) -> Response[r.Traffic]:
     """Its epoch is the ETag."""
     asked = await context(request, tenant)
-    return tagged(await platform.store.run(lambda c: platform.show_traffic(c, asked, model)))
+    return tagged(await platform.store.run(lambda c: routing.show_traffic(platform, c, asked, model)))
 
 
 @put("/api/v1/models/{model:str}/traffic", summary="Split a model's traffic")
@@ -32,7 +32,7 @@ async def set_traffic(
     tenant: Tenant = None,
 ) -> r.Outcome[r.Traffic]:
     """Operator. Answers when all routers serve by it (`effective`), or after 2 s."""
-    return await platform.set_weights(await context(request, tenant, data.reason), model, data)
+    return await routing.set_weights(platform, await context(request, tenant, data.reason), model, data)
 
 
 @post("/api/v1/models/{model:str}/rollback", status_code=200, summary="Roll the traffic back")
@@ -44,7 +44,9 @@ async def rollback(
     tenant: Tenant = None,
 ) -> r.Outcome[r.Traffic]:
     """Operator. Puts back the split before the one in force; again: puts that one back."""
-    return await platform.rollback(await context(request, tenant, data.reason if data is not None else None), model)
+    return await routing.rollback(
+        platform, await context(request, tenant, data.reason if data is not None else None), model
+    )
 
 
 @put("/api/v1/models/{model:str}/traffic/overrides/{pinned:str}", summary="Pin a tenant to a version")
@@ -57,7 +59,7 @@ async def pin(
     tenant: Tenant = None,
 ) -> r.Outcome[r.Traffic]:
     """Operator. Comes before the split."""
-    return await platform.pin(await context(request, tenant, data.reason), model, pinned, data.version)
+    return await routing.pin(platform, await context(request, tenant, data.reason), model, pinned, data.version)
 
 
 @delete("/api/v1/models/{model:str}/traffic/overrides/{pinned:str}", status_code=200, summary="Unpin a tenant")
@@ -65,7 +67,7 @@ async def unpin(
     request: Http[Any, Any, Any], platform: Api, model: FromPath[str], pinned: FromPath[str], tenant: Tenant = None
 ) -> r.Outcome[r.Traffic]:
     """Operator."""
-    return await platform.pin(await context(request, tenant), model, pinned, None)
+    return await routing.pin(platform, await context(request, tenant), model, pinned, None)
 
 
 @get("/api/v1/models/{model:str}/traffic/history", summary="Every routing change of a model")
