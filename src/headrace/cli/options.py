@@ -39,6 +39,7 @@ def complete_reference(incomplete: str) -> list[str]:
 
 Json = Annotated[bool, typer.Option("--json", help="The API's reply as JSON.")]
 Why = Annotated[str | None, typer.Option("--why", help="Reason, kept in the audit.")]
+Force = Annotated[bool, typer.Option("--force", help="Even while it has traffic: its requests are refused.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Tenant = Annotated[str | None, typer.Option("--tenant", help="Another tenant's (admins).")]
 Model = Annotated[str, typer.Argument(help="For example churn.", autocompletion=complete_model)]

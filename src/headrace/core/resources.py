@@ -251,6 +251,8 @@ class DeploymentUpdate(msgspec.Struct, forbid_unknown_fields=True):
 
     replicas: int
     reason: str | None = None
+    force: bool = False
+    """Go to 0 replicas even while it has traffic or pinned tenants: their requests are then refused (503)."""
 
 
 # ------------------------------------------------------------------------------------------------ traffic

@@ -40,7 +40,6 @@ class Subscriber:
     def __init__(self, spec: RouterSpec) -> None:
         self.router = Router(spec)
         self._path = Path(spec.snapshot_path)
-        self._whole = snapshots.Snapshot(0, 0)
         self._incoming: asyncio.Queue[bytes] = asyncio.Queue()
         self._saved = 0
         hello = Hello("router", spec.id, os.getpid())
@@ -50,42 +49,43 @@ class Subscriber:
     def restore(self) -> None:
         """Serve by the snapshot on disk, if there is one that can be read."""
         try:
-            self._whole = snapshots.decode(self._path.read_bytes())
+            saved = snapshots.decode(self._path.read_bytes())
         except FileNotFoundError:
             return
         except (OSError, msgspec.MsgspecError) as error:
             log.warning("the saved snapshot cannot be read: %s", error)
             return
-        self.router.table.update(self._whole)
-        self.peer.hello.epoch = self._whole.epoch
+        self.router.table.update(saved)
+        self._saved = self.peer.hello.epoch = saved.epoch
 
     async def follow(self) -> None:
         """Apply snapshots as they come, in order. A new replica is linked before anything is routed to it."""
+        table = self.router.table
         while True:
             change = snapshots.decode(await self._incoming.get())
             try:
-                whole = snapshots.apply(self._whole, change)
+                change = table.snapshot.against(change)
             except ValueError as error:
                 log.warning("asking for a whole snapshot: %s", error)
                 self.peer.acknowledge(0)
                 continue
-            fresh = self.router.table.links_for(whole)
+            fresh = table.links_for(change)
             if fresh:
                 waits = asyncio.gather(*(link.connected.wait() for link in fresh))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(waits, LINK_WAIT_S)
-            self._whole = whole
-            self.router.table.update(whole)
-            self.peer.acknowledge(whole.epoch)
+            table.update(change)
+            self.peer.acknowledge(change.epoch)
 
     def save(self) -> None:
         """Write the snapshot to disk, whole or not at all."""
-        if self._whole.epoch == self._saved:
+        state = self.router.table.snapshot
+        if state.epoch == self._saved:
             return
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        temporary.write_bytes(snapshots.encode(self._whole))
+        temporary.write_bytes(snapshots.encode(state.whole()))
         os.replace(temporary, self._path)
-        self._saved = self._whole.epoch
+        self._saved = state.epoch
 
 
 async def sweep(router: Router, subscriber: Subscriber) -> None:

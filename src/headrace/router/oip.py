@@ -65,7 +65,7 @@ def _get(http: Http, seq: int, method: bytes, value: object, status: int = 200) 
 
 def find_model(table: Table, name: str, tenant: int) -> ModelRoute | str:
     """The model that a tenant means by a name, or why there is none: ``forbidden`` or ``missing``."""
-    candidates = [m for m in table.snapshot.models if name in (m.name, m.id)]
+    candidates = [m for m in table.snapshot.models.values() if name in (m.name, m.id)]
     mine = [m for m in candidates if m.tenant == tenant] or [m for m in candidates if tenant in m.grants]
     return mine[0] if mine else "forbidden" if candidates else "missing"
 
