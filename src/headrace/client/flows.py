@@ -185,6 +185,8 @@ def predict(
     # for anew, and the request sent once more if it differs.
     from headrace.client import tensors  # NumPy, which nothing else here needs
 
+    if timeout_s is not None and not timeout_s > 0:
+        raise InvalidInput(f"timeout_s: {timeout_s:g}, expected a number of seconds over 0", field="timeout_s")
     reference = parse_reference(model)
     if version is not None:
         reference = Reference(reference.model, version, reference.tenant)

@@ -108,7 +108,10 @@ def _numbers(value: object, spec: TensorSpec) -> Array:
     wanted = DATATYPES[spec.datatype]
     try:
         given = np.asarray(value)
-        if given.dtype.kind not in "biuf":
+        if given.dtype.kind in "US":  # by Python: NumPy's errors show text in its own notation
+            number = float if wanted.kind == "f" else int
+            given = np.array([number(item) for item in given.reshape(-1).tolist()]).reshape(given.shape)
+        elif given.dtype.kind not in "biuf":
             given = given.astype(np.float64 if wanted.kind == "f" else wanted)
         with np.errstate(over="ignore", invalid="ignore"):
             array = np.ascontiguousarray(given, wanted)

@@ -24,7 +24,7 @@ from headrace.core.errors import (
     Unauthenticated,
     Unprocessable,
 )
-from headrace.core.names import check_name, parse_reference
+from headrace.core.names import check_name, did_you_mean, parse_reference
 from headrace.core.resources import ROLES, ChangeRef, DeploymentCreate, Engine, Role, TrafficUpdate, VersionCreate
 from headrace.core.snapshot import SLOTS
 from headrace.core.specs import Examination, ExaminationRequest
@@ -118,10 +118,7 @@ class Platform:
             return request.principal.tenant
         if request.principal.role != "admin":
             raise Forbidden(f"tenant {name!r}: only an admin reaches other tenants' resources", field="tenant")
-        found = accounts.find_tenant(c, name)
-        if found is None:
-            raise NotFound(f"tenant {name!r} does not exist", field="tenant", hint=f"headrace tenants create {name}")
-        return found
+        return accounts.named_tenant(c, name)
 
     def model(self, c: Connection, request: Request, name: str) -> tuple[TenantRow, ModelRow]:
         """A model and its tenant. Raises NotFound."""
@@ -131,7 +128,7 @@ class Platform:
             raise NotFound(
                 f"model {name!r} does not exist in tenant {tenant.name!r}",
                 field="model",
-                hint=f"headrace models push {name} FILE",
+                hint=did_you_mean(name, registry.model_names(c, tenant.index)) or f"headrace models push {name} FILE",
             )
         return tenant, found
 
@@ -408,9 +405,7 @@ class Platform:
 
         def work(c: Connection) -> Record:
             tenant, model = self.model(c, request, name)
-            who = accounts.find_tenant(c, pinned)
-            if who is None:
-                raise NotFound(f"tenant {pinned!r} does not exist", field="tenant")
+            who = accounts.named_tenant(c, pinned)
             if version is not None:
                 self.must_be_ready(c, tenant, model, version)
             before = traffic.set_override(c, model.id, who.index, version)

@@ -114,15 +114,7 @@ async def create_tenant(
         return Record("tenant.create", data.name, data.name, None, {"name": data.name})
 
     change = await platform.mutate(asked, work)
-    return r.Outcome(await platform.store.run(lambda c: named(c, data.name).resource()), change)
-
-
-def named(c: Connection, name: str) -> accounts.TenantRow:
-    """A tenant by name. Raises NotFound."""
-    found = accounts.find_tenant(c, name)
-    if found is None:
-        raise NotFound(f"tenant {name!r} does not exist", field="tenant")
-    return found
+    return r.Outcome(await platform.store.run(lambda c: accounts.named_tenant(c, data.name).resource()), change)
 
 
 def check_quota(quota: r.Quota) -> None:
@@ -149,7 +141,7 @@ async def update_tenant(
     asked.principal.need("admin")
 
     def work(c: Connection) -> Record:
-        before = named(c, name).resource()
+        before = accounts.named_tenant(c, name).resource()
         if data.state == "suspended" and name == asked.principal.tenant.name:
             raise Conflict(f"tenant {name!r} is your own: you could not take it back", field="state")
         quota = r.Quota(
@@ -167,7 +159,7 @@ async def update_tenant(
         return Record("tenant.update", name, name, {**shown, "state": before.state}, after, undo)
 
     change = await platform.mutate(asked, work)
-    return r.Outcome(await platform.store.run(lambda c: named(c, name).resource()), change)
+    return r.Outcome(await platform.store.run(lambda c: accounts.named_tenant(c, name).resource()), change)
 
 
 @get("/api/v1/keys", summary="List API keys")
@@ -380,8 +372,8 @@ async def grant(
 
     def work(c: Connection) -> Record:
         owner, row = platform.model(c, asked, model)
-        changed = registry.grant(c, row.id, named(c, to).index)
-        undo = f"DELETE /api/v1/models/{model}/grants/{to}"
+        changed = registry.grant(c, row.id, accounts.named_tenant(c, to).index)
+        undo = f"headrace models revoke {model} {to}"
         return Record("model.grant", owner.name, model, None, {"tenant": to}, undo, changed)
 
     change = await platform.mutate(asked, work)
@@ -398,9 +390,9 @@ async def revoke_grant(
 
     def work(c: Connection) -> Record:
         owner, row = platform.model(c, asked, model)
-        if not registry.revoke_grant(c, row.id, named(c, to).index):
+        if not registry.revoke_grant(c, row.id, accounts.named_tenant(c, to).index):
             raise NotFound(f"model {model!r} is not granted to {to!r}", field="tenant")
-        undo = f"PUT /api/v1/models/{model}/grants/{to}"
+        undo = f"headrace models grant {model} {to}"
         return Record("model.revoke", owner.name, model, {"tenant": to}, None, undo)
 
     change = await platform.mutate(asked, work)
