@@ -31,6 +31,8 @@ from headrace.controlplane import changes
 from headrace.controlplane.changes import Record
 from headrace.core import revisions
 from headrace.core.database import metadata, now
+from headrace.core.errors import NotFound
+from headrace.core.names import did_you_mean
 from headrace.core.resources import Key, Quota, Role, Tenant
 
 tenants = Table(
@@ -108,6 +110,16 @@ def find_tenant(connection: Connection, name: str) -> TenantRow | None:
     """A tenant by name."""
     row = connection.execute(select(tenants).where(tenants.c.name == name)).first()
     return None if row is None else TenantRow(**row._asdict())
+
+
+def named_tenant(connection: Connection, name: str) -> TenantRow:
+    """A tenant by name. Raises NotFound, with the nearest name."""
+    found = find_tenant(connection, name)
+    if found is None:
+        near = did_you_mean(name, (tenant.name for tenant in list_tenants(connection)))
+        hint = near or f"headrace tenants create {name}"
+        raise NotFound(f"tenant {name!r} does not exist", field="tenant", hint=hint)
+    return found
 
 
 def create_tenant(connection: Connection, name: str, quota: Quota) -> TenantRow:

@@ -28,6 +28,7 @@ from headrace.core.errors import (
     PreconditionFailed,
     Unauthenticated,
 )
+from headrace.core.names import did_you_mean
 from headrace.core.resources import (
     ROLES,
     ChangeRef,
@@ -143,10 +144,7 @@ class Platform:
             return request.principal.tenant
         if request.principal.role != "admin":
             raise Forbidden(f"tenant {name!r}: only an admin reaches other tenants' resources", field="tenant")
-        found = accounts.find_tenant(c, name)
-        if found is None:
-            raise NotFound(f"tenant {name!r} does not exist", field="tenant", hint=f"headrace tenants create {name}")
-        return found
+        return accounts.named_tenant(c, name)
 
     def model(self, c: Connection, request: Request, name: str) -> tuple[TenantRow, ModelRow]:
         """A model and its tenant. Raises NotFound."""
@@ -156,7 +154,7 @@ class Platform:
             raise NotFound(
                 f"model {name!r} does not exist in tenant {tenant.name!r}",
                 field="model",
-                hint=f"headrace models push {name} FILE",
+                hint=did_you_mean(name, registry.model_names(c, tenant.index)) or f"headrace models push {name} FILE",
             )
         return tenant, found
 

@@ -81,9 +81,7 @@ async def pin(platform: Platform, request: Request, name: str, pinned: str, vers
 
     def work(c: Connection) -> Record:
         tenant, model = platform.model(c, request, name)
-        who = accounts.find_tenant(c, pinned)
-        if who is None:
-            raise NotFound(f"tenant {pinned!r} does not exist", field="tenant")
+        who = accounts.named_tenant(c, pinned)
         if version is not None:
             must_be_ready(platform, c, tenant, model, version)
         before = traffic.set_override(c, model.id, who.index, version)

@@ -144,6 +144,11 @@ def list_models(connection: Connection) -> list[ModelRow]:
     return [_model(row) for row in connection.execute(select(models).order_by(models.c.id))]
 
 
+def model_names(connection: Connection, tenant: int) -> list[str]:
+    """Names of a tenant's models."""
+    return list(connection.execute(select(models.c.name).where(models.c.tenant == tenant)).scalars())
+
+
 def ensure_model(connection: Connection, tenant: int, name: str) -> ModelRow:
     """The model, made with defaults if it is new."""
     found = find_model(connection, tenant, name)

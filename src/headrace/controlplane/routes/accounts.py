@@ -10,7 +10,7 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from sqlalchemy import Connection
 
 from headrace.controlplane import accounts, views
-from headrace.controlplane.accounts import KeyRow, TenantRow
+from headrace.controlplane.accounts import KeyRow
 from headrace.controlplane.changes import Record
 from headrace.controlplane.platform import Platform, check_range
 from headrace.controlplane.routes.asked import (
@@ -61,15 +61,7 @@ async def create_tenant(
         accounts.create_tenant(c, data.name, data.quota)
         return Record("tenant.create", data.name, data.name, None, {"name": data.name})
 
-    return await platform.mutate(asked, work, lambda c, _: named(c, data.name).resource(), r.Tenant)
-
-
-def named(c: Connection, name: str) -> TenantRow:
-    """A tenant by name. Raises NotFound."""
-    found = accounts.find_tenant(c, name)
-    if found is None:
-        raise NotFound(f"tenant {name!r} does not exist", field="tenant")
-    return found
+    return await platform.mutate(asked, work, lambda c, _: accounts.named_tenant(c, data.name).resource(), r.Tenant)
 
 
 def check_quota(quota: r.Quota) -> None:
@@ -96,7 +88,7 @@ async def update_tenant(
     asked.principal.need("admin")
 
     def work(c: Connection) -> Record:
-        row = named(c, name)
+        row = accounts.named_tenant(c, name)
         before = row.resource()
         asked.match(views.tag(before))
         if data.state == "suspended" and name == asked.principal.tenant.name:
@@ -115,7 +107,7 @@ async def update_tenant(
         undo = f"headrace tenants update {name} --rate {old.rate_per_s:g} --burst {old.burst:g}"
         return Record("tenant.update", name, name, {**shown, "state": before.state}, after, undo)
 
-    return await platform.mutate(asked, work, lambda c, _: named(c, name).resource(), r.Tenant)
+    return await platform.mutate(asked, work, lambda c, _: accounts.named_tenant(c, name).resource(), r.Tenant)
 
 
 @get("/api/v1/keys", summary="List API keys")

@@ -10,10 +10,9 @@ from litestar import Response, delete, get, head, patch, post, put
 from litestar.params import FromPath, FromQuery, JSONBody
 from sqlalchemy import Connection
 
-from headrace.controlplane import registering, views
+from headrace.controlplane import accounts, registering, views
 from headrace.controlplane.changes import Record
 from headrace.controlplane.platform import Platform, Request, check_range
-from headrace.controlplane.routes.accounts import named
 from headrace.controlplane.routes.asked import (
     Api,
     Cursor,
@@ -177,8 +176,8 @@ async def grant(
 
     def work(c: Connection) -> Record:
         owner, row = platform.model(c, asked, model)
-        changed = registry.grant(c, row.id, named(c, to).index)
-        undo = f"DELETE /api/v1/models/{model}/grants/{to}"
+        changed = registry.grant(c, row.id, accounts.named_tenant(c, to).index)
+        undo = f"headrace models revoke {model} {to}"
         return Record("model.grant", owner.name, model, None, {"tenant": to}, undo, changed)
 
     return await platform.mutate(asked, work, lambda c, _: one_model(c, platform, asked, model), r.Model)
@@ -194,9 +193,9 @@ async def revoke_grant(
 
     def work(c: Connection) -> Record:
         owner, row = platform.model(c, asked, model)
-        if not registry.revoke_grant(c, row.id, named(c, to).index):
+        if not registry.revoke_grant(c, row.id, accounts.named_tenant(c, to).index):
             raise NotFound(f"model {model!r} is not granted to {to!r}", field="tenant")
-        undo = f"PUT /api/v1/models/{model}/grants/{to}"
+        undo = f"headrace models grant {model} {to}"
         return Record("model.revoke", owner.name, model, {"tenant": to}, None, undo)
 
     return await platform.mutate(asked, work, lambda c, _: one_model(c, platform, asked, model), r.Model)
