@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from headrace.core import pipeline
 from headrace.core.errors import InvalidInput
 from headrace.core.resources import Engine
 
@@ -56,20 +57,38 @@ def digest_of(path: Path) -> str:
 
 def _from_path(path: Path) -> Packed:
     if path.is_dir():
-        fd, name = tempfile.mkstemp(prefix="headrace-artifact-", suffix=".tar")
-        with os.fdopen(fd, "wb") as file, tarfile.open(fileobj=file, mode="w") as archive:
-            # The same folder must give the same bytes: names sorted, owners and times left out.
-            for item in sorted(path.rglob("*")):
-                if item.is_file() and "__pycache__" not in item.parts:
-                    info = archive.gettarinfo(item, str(item.relative_to(path)))
-                    info.mtime = info.uid = info.gid = 0
-                    info.uname = info.gname = ""
-                    with item.open("rb") as source:
-                        archive.addfile(info, source)
-        return Packed(Path(name), f"{path.name}.tar", digest_of(Path(name)), "python", False, True)
+        # The same folder must give the same bytes: names sorted, owners and times left out.
+        items = [item for item in sorted(path.rglob("*")) if item.is_file() and "__pycache__" not in item.parts]
+        names = {str(item.relative_to(path)): item for item in items}
+        return _tar(names, path.resolve().name, "pipeline" if pipeline.FILE in names else "python")
     if not path.exists():
         raise InvalidInput(f"path: {path} does not exist", field="path")
+    if path.suffix == ".toml":
+        return _pipeline(path)
     return Packed(path, path.name, digest_of(path))
+
+
+def _pipeline(path: Path) -> Packed:
+    """A declaration, and the files beside it that it names. Raises InvalidInput."""
+    names = {pipeline.FILE: path}
+    for name in pipeline.read(path).sources:
+        names[name] = path.parent / name
+        if not names[name].is_file():
+            raise InvalidInput(f"{path.name}: it names {name}, which is not beside it", field="path")
+    return _tar(names, path.stem, "pipeline")
+
+
+def _tar(names: dict[str, Path], title: str, engine: Engine) -> Packed:
+    """Files by their names in the tar."""
+    fd, made = tempfile.mkstemp(prefix="headrace-artifact-", suffix=".tar")
+    with os.fdopen(fd, "wb") as file, tarfile.open(fileobj=file, mode="w") as archive:
+        for name, item in names.items():
+            info = archive.gettarinfo(item, name)
+            info.mtime = info.uid = info.gid = 0
+            info.uname = info.gname = ""
+            with item.open("rb") as source:
+                archive.addfile(info, source)
+    return Packed(Path(made), f"{title}.tar", digest_of(Path(made)), engine, False, True)
 
 
 def _write(model: Any, path: Path) -> tuple[str, Engine, bool]:

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterable
 
+from headrace.controlplane import composing
 from headrace.controlplane.attention import Attention
 from headrace.controlplane.publisher import Publisher
 from headrace.controlplane.routing_state import ModelState
@@ -145,6 +146,7 @@ class Manager:
             row.digest,
             row.signature,
             row.options,
+            composing.served(model.parts.get(row.version, ()), self._artifacts.path),
         )
         address = f"unix:{os.path.join(self._folder, id_[-17:])}"
         return ReplicaSpec(id_, address, (served,), desired.threads, self._control, self._drain_s)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from sqlalchemy import Connection
 
-from headrace.controlplane import changes, views
+from headrace.controlplane import changes, composing
 from headrace.controlplane.changes import Record
 from headrace.controlplane.platform import Platform, Request, version_in
+from headrace.core import pipeline
 from headrace.core.database import now
 from headrace.core.errors import NotFound, Unprocessable
 from headrace.core.names import check_name
 from headrace.core.resources import Engine, Outcome, Version, VersionCreate
 from headrace.core.specs import Examination, ExaminationRequest
+from headrace.registry import parts as parts_store
 from headrace.registry import registration
 from headrace.registry import store as registry
+from headrace.registry.parts import Part
 from headrace.registry.store import VersionRow
 
 
@@ -30,16 +35,25 @@ async def register(platform: Platform, request: Request, name: str, body: Versio
             hint="PUT /api/v1/artifacts/{digest} first",
         )
 
-    def look(c: Connection) -> tuple[bool, int | None]:
-        actor, key = request.principal.key, request.idempotency_key
-        again = key is not None and changes.replayed(c, actor, key, request.digest) is not None
-        return again, _same_as_latest(platform, c, request, name, engine, body)
+    path = platform.artifacts.path(body.digest)
+    declared = await asyncio.to_thread(pipeline.read, path) if engine == "pipeline" else None
 
-    again, known = await platform.store.run(look)
+    def look(c: Connection) -> tuple[bool, int | None, tuple[Part, ...]]:
+        actor, key = request.principal.key, request.idempotency_key
+        if key is not None and changes.replayed(c, actor, key, request.digest) is not None:
+            return True, None, ()
+        known = _same_as_latest(platform, c, request, name, engine, body)
+        if known is not None or declared is None:
+            return False, known, ()
+        return False, None, composing.find(c, platform.tenant(c, request), declared)
+
+    again, known, parts = await platform.store.run(look)
     found = Examination()
     if not again and known is None:
         found = await platform.examiner.examine(
-            ExaminationRequest(engine, str(platform.artifacts.path(body.digest)), body.options, body.signature)
+            ExaminationRequest(
+                engine, str(path), body.options, body.signature, composing.served(parts, platform.artifacts.path)
+            )
         )
         if found.fault is not None:
             raise Unprocessable(found.fault.message, field=found.fault.field, hint=found.fault.hint)
@@ -49,11 +63,11 @@ async def register(platform: Platform, request: Request, name: str, body: Versio
         same = known or _same_as_latest(platform, c, request, name, engine, body)
         if same is not None:  # perhaps pushed by somebody else while it was examined
             return Record("version.register", tenant.name, f"{name}@{same}", changed=False)
-        return _add_version(platform, c, request, name, engine, size, body, found)
+        return _add_version(platform, c, request, name, engine, size, body, found, parts)
 
     def show(c: Connection, record: Record) -> Version:
         tenant, model = platform.model(c, request, name)
-        return views.version(platform.version(c, model, version_in(record)), name, tenant.name)
+        return composing.version(c, tenant, model, platform.version(c, model, version_in(record)))
 
     return await platform.mutate(request, work, show, Version)
 
@@ -67,6 +81,7 @@ def _add_version(
     size: int,
     body: VersionCreate,
     found: Examination,
+    parts: tuple[Part, ...],
 ) -> Record:
     assert found.signature is not None and found.options is not None
     tenant = platform.tenant(c, request)
@@ -90,6 +105,7 @@ def _add_version(
             request.principal.key,
         ),
     )
+    parts_store.add(c, (model.id, number), parts)
     return Record("version.register", tenant.name, f"{name}@{number}", None, {"digest": body.digest})
 
 

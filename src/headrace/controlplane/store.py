@@ -19,13 +19,21 @@ from headrace.controlplane import accounts, changes
 from headrace.core.database import connect, metadata, transaction
 from headrace.core.errors import Unavailable
 from headrace.deploy import store as deploy_store
+from headrace.registry import parts as registry_parts
 from headrace.registry import store as registry_store
 from headrace.traffic import store as traffic_store
 
 T = TypeVar("T")
 log = logging.getLogger("headrace.controlplane.store")
-TABLES = (accounts.tenants, changes.changes, deploy_store.deployments, registry_store.models, traffic_store.policies)
-"""One table of each part."""
+TABLES = (
+    accounts.tenants,
+    changes.changes,
+    deploy_store.deployments,
+    registry_parts.version_parts,
+    registry_store.models,
+    traffic_store.policies,
+)
+"""One table of each module that has any."""
 
 
 def migration_config(engine: Engine) -> Config:

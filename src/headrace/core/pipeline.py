@@ -222,9 +222,7 @@ def read(path: Path) -> Pipeline:
     try:
         text = content.decode()
     except UnicodeDecodeError:
-        raise Unprocessable(
-            f"this is neither {FILE} nor an uncompressed tar of its folder", field="digest"
-        ) from None
+        raise Unprocessable(f"this is neither {FILE} nor an uncompressed tar of its folder", field="digest") from None
     return parse(text)
 
 
@@ -234,9 +232,9 @@ def _content(path: Path) -> bytes:
             return _bounded(file.read(TEXT_MAX + 1))
     try:
         with tarfile.open(path, "r:") as tar:
-            file = tar.extractfile(_member(tar))
-            assert file is not None
-            return _bounded(file.read(TEXT_MAX + 1))
+            member = tar.extractfile(_member(tar))
+            assert member is not None
+            return _bounded(member.read(TEXT_MAX + 1))
     except tarfile.TarError:
         raise Unprocessable(
             f"the tar cannot be read: expected an uncompressed one that holds {FILE}", field="digest"

@@ -24,7 +24,7 @@ from headrace.server.engines.artifact import reason
 from headrace.server.engines.load import load
 from headrace.server.engines.port import warm_inputs
 
-_EXAMPLE = "give its inputs an example in pipeline.toml: example = ..., or example_file = \"FILE\" for BYTES"
+_EXAMPLE = 'give its inputs an example in pipeline.toml: example = ..., or example_file = "FILE" for BYTES'
 _SIZES = "if it needs larger inputs than the example's, give a signature that fixes the free dimensions"
 
 

@@ -28,7 +28,7 @@ from headrace.server.engines.pipeline_plan import PlannedStep, plan
 from headrace.server.engines.pipeline_steps import PythonStep, RunningStep
 from headrace.server.engines.port import Array, Engine, example
 from headrace.server.engines.python import PythonEngine, extract, forget
-from headrace.server.engines.tensors import settle
+from headrace.server.engines.tensors import fits, settle
 
 EXAMPLE_ROWS = 2
 """Rows of the example: a step that does not keep its rows shows itself."""
@@ -108,12 +108,16 @@ class PipelineEngine:
         step = planned.step
         if step.model is None:
             try:
-                return RunningStep(planned, PythonStep(planned, self._folder, self._imported), step.batch_max, finite=False)
+                return RunningStep(
+                    planned, PythonStep(planned, self._folder, self._imported), step.batch_max, finite=False
+                )
             except HeadraceError:
                 raise
             except (Exception, SystemExit) as error:  # whatever the user's module raises
                 text = reason(error, self._root)
-                raise Unprocessable(f"step {step.name!r}: {step.python} does not load: {text}", field="digest") from error
+                raise Unprocessable(
+                    f"step {step.name!r}: {step.python} does not load: {text}", field="digest"
+                ) from error
         part = parts[step.model]
         names = tuple(spec.name for spec in planned.signature.outputs)
         engine = self._engines.get((step.model, names))
@@ -188,7 +192,7 @@ def _row(one: Input, spec: TensorSpec, folder: Path) -> Array:
             row = np.array(content, DATATYPES[spec.datatype])
     except (TypeError, ValueError, OverflowError, AttributeError):
         raise InvalidInput(f"input {one.name!r}: example is no {spec.datatype}", field=field) from None
-    if len(row.shape) != len(spec.shape) - 1 or any(m not in (-1, n) for n, m in zip(row.shape, spec.shape[1:], strict=True)):
+    if not fits((1, *row.shape), spec):
         raise InvalidInput(
             f"input {one.name!r}: example has the shape {list(row.shape)}, one row of it {list(spec.shape[1:])}",
             field=field,

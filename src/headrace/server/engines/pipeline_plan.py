@@ -55,8 +55,8 @@ def plan(pipeline: Pipeline, models: Mapping[str, Signature]) -> Plan:
         InvalidInput: names the step and the tensor at fault.
     """
     inputs = {one.name: TensorSpec(one.name, one.datatype, one.shape) for one in pipeline.inputs}
-    for one in inputs.values():
-        _check_tensor(one, f"input {one.name!r}", f"inputs.{one.name}")
+    for spec in inputs.values():
+        _check_tensor(spec, f"input {spec.name!r}", f"inputs.{spec.name}")
     ordered = _order(pipeline, inputs)
     specs: dict[str, TensorSpec] = dict(inputs)
     signatures: dict[str, Signature] = {}

@@ -1,4 +1,4 @@
-"""The steps of a pipeline as they run: a user's function or a registered model, in chunks, metered, its faults named."""
+"""The steps of a pipeline as they run: a user's function or a model, in chunks, metered, their faults named."""
 
 from __future__ import annotations
 
