@@ -261,7 +261,7 @@ def test_modules_of_one_name_are_refused(tmp_path, open_pipeline):
         "more@1", Artifact("python", "m.tar", pipelines.tar({"model.py": source, "steps.py": ""})), tmp_path
     )
     before = list(sys.path), set(sys.modules)
-    with pytest.raises(Unprocessable, match="pipeline.toml and more@1 both bring a Python module 'steps'"):
+    with pytest.raises(Unprocessable, match=r"pipeline\.toml and more@1 both bring a Python module 'steps'"):
         open_pipeline(pipelines.pipeline(), inner)
     assert sys.path == before[0]
     assert {name for name in set(sys.modules) - before[1] if name.startswith("headrace_model_")} == set()
