@@ -79,7 +79,7 @@ class Request:
 
     def match(self, current: str) -> None:
         """Raises PreconditionFailed unless If-Match, where it was sent, names the tag `current`."""
-        tags = [one.strip().strip('"') for one in (self.if_match or "*").split(",")]
+        tags = [one.strip().strip('"') for one in ("*" if self.if_match is None else self.if_match).split(",")]
         if "*" not in tags and current not in tags:
             raise PreconditionFailed(
                 f'If-Match: it is at "{current}" now, not at {self.if_match}',
