@@ -21,6 +21,8 @@ ENGINE_OF_SUFFIX: dict[str, Engine] = {
     ".joblib": "sklearn",
     ".py": "python",
     ".tar": "python",
+    ".pt": "torch",
+    ".pt2": "torch",
 }
 PICKLES = (".pkl", ".joblib")
 BATCH_MAX = 65_536

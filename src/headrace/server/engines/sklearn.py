@@ -114,7 +114,7 @@ def _input(model: Any, given: Signature | None) -> TensorSpec:
             field="signature",
             hint='give it, e.g. inputs [{"name": "input", "datatype": "BYTES", "shape": [-1]}] for a text model',
         )
-    check(given)
+    check(given, partly=True)
     if len(given.inputs) != 1 or given.inputs[0].shape[:1] != (-1,):
         raise InvalidInput(
             "signature.inputs: a scikit-learn model takes one input, with a free first dimension",
