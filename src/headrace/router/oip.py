@@ -44,7 +44,7 @@ def answer(
         return _get(http, seq, method, {"ready": ready}, 200 if ready else 503)
     if parts == ["v2"]:
         return _get(http, seq, method, SERVER)
-    if parts[:1] != ["v2"] or parts[1:2] not in (["models"], ["repository"]):
+    if parts[:1] != ["v2"] or parts[1:2] not in (["models"], ["repository"]) or not any(parts[2:]):
         return http.refuse(seq, replies.error(404, f"no such path: {path.decode('latin-1')}"))
     if tenant is None:
         return http.refuse(seq, replies.UNAUTHENTICATED)
@@ -77,10 +77,11 @@ def _model(http: Http, seq: int, method: bytes, parts: list[str], tenant: Tenant
         return http.refuse(seq, replies.error(status, f"model {name!r} {text}"), tenant.index)
     version: int | None = None
     if rest[:1] == ["versions"]:
-        if len(rest) < 2 or not rest[1].isdigit() or all(v.version != int(rest[1]) for v in model.versions):
-            wanted = rest[1] if len(rest) > 1 else ""
-            return http.refuse(seq, replies.error(404, f"model {name!r} has no deployed version {wanted!r}"))
-        version, rest = int(rest[1]), rest[2:]
+        wanted = rest[1] if len(rest) > 1 else ""
+        version = next((v.version for v in model.versions if str(v.version) == wanted), None)
+        if version is None:
+            return http.refuse(seq, replies.error(404, f"model {name!r} has no deployed version {wanted[:40]!r}"))
+        rest = rest[2:]
     if rest == ["infer"]:
         if method != b"POST":
             return http.refuse(seq, replies.error(405, "use POST"), tenant.index)
@@ -169,7 +170,7 @@ def _repository(
             return http.refuse(seq, replies.error(405, "use POST"))
         try:
             only_ready = bool((msgspec.json.decode(body) if body else {}).get("ready"))
-        except (msgspec.DecodeError, AttributeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError):
             return http.refuse(seq, replies.error(400, 'expected a JSON object, such as {"ready": true}'))
         return http.reply(seq, replies.json(index_of(table.visible(tenant.index), only_ready)))
     if len(parts) == 3 and parts[0] == "models" and parts[2] in ("load", "unload"):
