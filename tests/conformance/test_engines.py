@@ -366,7 +366,7 @@ def test_onnx_reads_no_other_file(location, open_engine, tmp_path):
     neighbour.write_bytes(b"weights of others")
     with pytest.raises(Unprocessable, match="keeps weights in another file") as caught:
         open_engine(onnx_with_weights_in(location.format(folder=tmp_path.name, path=neighbour)))
-    assert "save_as_external_data" in (caught.value.hint or "")
+    assert "headrace models import" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("make", [models.classifier_xgboost, models.classifier_lightgbm])

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import headrace
-from headrace.cli import output
+from headrace.cli import imports, output
 from headrace.cli.options import Json, Model, Tenant, numbers, pairs, qualified
 
 models = typer.Typer(help="The model registry.", no_args_is_help=True)
@@ -62,6 +62,9 @@ def push(
             for spec in specs:
                 output.console.print(f"  {kind} {spec.name} {spec.datatype} {list(spec.shape)}")
         output.console.print(f"next: headrace deploy {name}", style="dim")
+
+
+imports.add_to(models)
 
 
 @models.command("list")

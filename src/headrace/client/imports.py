@@ -57,8 +57,8 @@ def import_(
     description: str = "",
     progress: Progress | None = None,
 ) -> Flow[ImportResult]:
-    """Register what another tool keeps: an MLflow directory, a Triton repository, a Hugging Face directory, TorchScript,
-    torch.export, or ONNX with its weights in other files. A version that the model has already is not made again.
+    """Register what another tool keeps: an MLflow directory, a Triton repository, a Hugging Face directory, a PyTorch
+    program, or ONNX with its weights in other files. A version that the model has already is not made again.
 
     Args:
         source: file or folder on this machine.
@@ -92,7 +92,7 @@ def _named(found: Found, name: str | None) -> Found:
         raise found.refusals[0].error
     if name is None:
         return found
-    models = sorted({item.name for item in (*found.candidates, *found.refusals)})
+    models = sorted({item.name for item in found.candidates} | {item.name for item in found.refusals})
     if len(models) > 1:
         raise InvalidInput(
             f"name: {name!r} for {len(models)} models: {', '.join(models)}",

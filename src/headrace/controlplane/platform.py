@@ -179,6 +179,8 @@ class Platform:
         request.principal.need("developer")
         check_name(name, "model")
         engine = registration.check(body)
+        if body.options is not None and body.options.trust:
+            self._need_trust(request)
         size = self.artifacts.size(body.digest)
         if size is None:
             raise NotFound(
@@ -193,6 +195,17 @@ class Platform:
             ExaminationRequest(engine, str(self.artifacts.path(body.digest)), body.options, body.signature)
         )
         return await self._store_version(request, name, engine, size, body, found)
+
+    def _need_trust(self, request: Request) -> None:
+        """That an artifact may run code of whoever made it is an operator's to say. Raises Forbidden."""
+        try:
+            request.principal.need("operator")
+        except Forbidden as error:
+            raise Forbidden(
+                f"options.trust: {error.message}",
+                field="options.trust",
+                hint="store the model without code (skops, ONNX), or have an operator register it",
+            ) from None
 
     async def _store_version(
         self, request: Request, name: str, engine: Engine, size: int, body: VersionCreate, found: Examination
@@ -227,7 +240,8 @@ class Platform:
                     request.principal.key,
                 ),
             )
-            return Record("version.register", tenant.name, f"{name}@{number}", None, {"digest": body.digest})
+            after = {"digest": body.digest, "engine": engine, "trust": options.trust}
+            return Record("version.register", tenant.name, f"{name}@{number}", None, after)
 
         change = await self.mutate(request, work)
         return await self._version_of(change), change
@@ -256,7 +270,10 @@ class Platform:
         if row is None or (row.digest, row.engine) != (body.digest, engine):
             return None
         same = body.options is None or body.options == row.options
-        return row.version if same and (body.signature is None or body.signature == row.signature) else None
+        given = body.signature
+        if given is not None:  # its outputs may be left to the model
+            same = same and given.inputs == row.signature.inputs and given.outputs in ((), row.signature.outputs)
+        return row.version if same else None
 
     # ------------------------------------------------------------------------------------------------ deployments
     async def deploy(self, request: Request, body: DeploymentCreate) -> tuple[str, int, ChangeRef]:

@@ -16,16 +16,15 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, BinaryIO
 
-from picklescan.scanner import SafetyLevel, scan_bytes
+from headrace.core.errors import Unprocessable
 
 SCANNED_MAX = 1 << 30
 """Bytes of something compressed that are looked at."""
 LISTED_MAX = 8
-_OPENERS = ((b"\x1f\x8b", gzip.GzipFile), (b"BZh", bz2.BZ2File), (b"\xfd7zXZ", lzma.LZMAFile))
+_OPENERS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
 _ZIP = b"PK\x03\x04"
-# It logs what it also returns.
-logging.getLogger("picklescan").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,49 +46,67 @@ class Scan:
         return "a pickle can run any code when it is loaded"
 
 
+def refusal(path: Path, name: str, field: str, instead: str) -> Unprocessable:
+    """Why a pickle that nobody trusts is not loaded.
+
+    Args:
+        path: of the pickle.
+        name: what messages call it.
+        field: the field that says to trust.
+        instead: how else the model can be kept.
+    """
+    return Unprocessable(
+        f"{name} is a pickle: {scan(path)}",
+        field=field,
+        hint=f"{instead}; or say --trust if you are an operator and trust whoever made it",
+    )
+
+
 def scan(path: Path) -> Scan:
     """Look into a pickle, also one in a zip, compressed by joblib, or of PyTorch. Raises OSError."""
-    with path.open("rb") as file:
-        return scan_content(file.read(), path.suffix)
+    # Only what may be refused is scanned: other replicas never pay for the scanner.
+    from picklescan.scanner import SafetyLevel, scan_bytes
 
-
-def scan_content(content: bytes, suffix: str = ".pkl") -> Scan:
-    """See `scan`."""
+    logging.getLogger("picklescan").setLevel(logging.CRITICAL)  # it logs what it also returns
     levels: dict[SafetyLevel, set[str]] = {level: set() for level in SafetyLevel}
     complete = True
-    try:
-        for part in _parts(content):
-            found = scan_bytes(io.BytesIO(part), "artifact", suffix)
-            complete = complete and not found.scan_err
-            for item in found.globals:
-                levels[item.safety].add(f"{item.module}.{item.name}")
-    except Exception:  # whatever a hostile file makes the scanner raise
-        complete = False
+    with path.open("rb") as file:
+        try:
+            for part in _parts(file):
+                found = scan_bytes(part, "artifact", path.suffix)
+                complete = complete and not found.scan_err
+                for item in found.globals:
+                    levels[item.safety].add(f"{item.module}.{item.name}")
+        except Exception:  # whatever a hostile file makes the scanner raise
+            complete = False
     dangerous, unknown = sorted(levels[SafetyLevel.Dangerous]), sorted(levels[SafetyLevel.Suspicious])
     return Scan(tuple(dangerous), tuple(unknown), complete)
 
 
-def _parts(content: bytes) -> Iterator[bytes]:
-    """The content, decompressed where joblib compressed it, and archives that lie in it if it is one."""
-    yield _unpacked(content)
-    if content.startswith(_ZIP):
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            for item in archive.infolist():
-                with archive.open(item) as file:
-                    start = file.read(len(_ZIP))
-                    if start == _ZIP:  # the scanner looks at pickles in an archive, not at archives in one
-                        yield start + file.read(SCANNED_MAX)
+def _parts(file: BinaryIO) -> Iterator[IO[bytes]]:
+    """The file, decompressed where joblib compressed it, and the archives that lie in it if it is one."""
+    start = file.read(len(_ZIP))
+    file.seek(0)
+    if start != _ZIP:
+        yield _unpacked(file, start)
+        return
+    yield file
+    with zipfile.ZipFile(file) as archive:
+        for item in archive.infolist():
+            with archive.open(item) as inner:
+                start = inner.read(len(_ZIP))
+                if start == _ZIP:  # the scanner looks at pickles in an archive, not at archives in one
+                    yield io.BytesIO(start + inner.read(SCANNED_MAX))
 
 
-def _unpacked(content: bytes) -> bytes:
+def _unpacked(file: BinaryIO, start: bytes) -> IO[bytes]:
     for magic, opener in _OPENERS:
-        if content.startswith(magic):
-            with opener(io.BytesIO(content)) as file:
-                found: bytes = file.read(SCANNED_MAX)
-            return found
-    if content[:1] == b"\x78":
-        return zlib.decompressobj().decompress(content, SCANNED_MAX)
-    return content
+        if start.startswith(magic):
+            with opener(file) as unpacked:
+                return io.BytesIO(unpacked.read(SCANNED_MAX))
+    if start[:1] == b"\x78":
+        return io.BytesIO(zlib.decompressobj().decompress(file.read(SCANNED_MAX), SCANNED_MAX))
+    return file
 
 
 def _listed(names: tuple[str, ...]) -> str:

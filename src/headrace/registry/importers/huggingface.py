@@ -39,9 +39,9 @@ def read(folder: Path, asked: Asked) -> Candidate:
     place = next((place for place in _ONNX_PLACES if (folder / place).is_file()), None)
     if place is not None:
         made = onnx.read(folder / place, asked)
-        return Candidate(
-            name, made.path, f"{name}{made.path.suffix}", "onnx", made.signature, notes=made.notes
-        ).noted(*_notes(folder, place), **tags)
+        return Candidate(name, made.path, f"{name}{made.path.suffix}", "onnx", made.signature, notes=made.notes).noted(
+            *_notes(folder, place), **tags
+        )
     estimator = config.get("sklearn")
     if isinstance(estimator, dict):
         return _sklearn(folder, name, estimator, asked)
@@ -103,11 +103,7 @@ def _sklearn(folder: Path, name: str, estimator: dict[str, Any], asked: Asked) -
     file_name = model.get("file") if isinstance(model, dict) else None
     path = inside(folder, file_name, f"{CONFIG}: sklearn.model.file")
     if path.suffix != ".skops" and not asked.trust:
-        raise Unprocessable(
-            f"{path.name} is a pickle: {pickles.scan(path)}",
-            field="trust",
-            hint="store it with skops, or import it with --trust if you are an operator and trust whoever made it",
-        )
+        raise pickles.refusal(path, path.name, "trust", "store it with skops")
     return Candidate(name, path, path.name, "sklearn", asked.signature, trust=asked.trust)
 
 

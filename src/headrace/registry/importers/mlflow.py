@@ -28,7 +28,7 @@ Flavour = Mapping[str, Any]
 Read = Callable[[Path, "_Model", Asked], Candidate]
 _TABLES: dict[Engine, str] = {"sklearn": "FP64", "lightgbm": "FP64", "xgboost": "FP32"}
 """Engines that take one table, and of which numbers."""
-_TRUST = "import it with --trust if you are an operator and trust whoever made it"
+_TRUST = "say --trust if you are an operator and trust whoever made it"
 
 
 class _Model:
@@ -126,11 +126,7 @@ def _sklearn(folder: Path, model: _Model, asked: Asked) -> Candidate:
 def _estimator(path: Path, model: _Model, asked: Asked) -> Candidate:
     """A file of scikit-learn's: skops, or a pickle that somebody trusts."""
     if path.suffix != ".skops" and not asked.trust:
-        raise Unprocessable(
-            f"{path.name} is a pickle: {pickles.scan(path)}",
-            field="trust",
-            hint=f"log the model with serialization_format='skops', or {_TRUST}",
-        )
+        raise pickles.refusal(path, path.name, "trust", "log the model with serialization_format='skops'")
     return Candidate(model.name, path, path.name, "sklearn", _table(model, "sklearn"), trust=asked.trust)
 
 
@@ -187,7 +183,7 @@ _READERS: dict[str, Read] = {
 }
 
 
-# ------------------------------------------------------------------------------------------------ what it says of itself
+# ------------------------------------------------------------------------------------------- what it says of itself
 def _document(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_bytes())

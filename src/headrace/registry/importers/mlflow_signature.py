@@ -58,9 +58,7 @@ class Schema:
     def named(self, only: str, several: str) -> tuple[TensorSpec, ...]:
         """The specs, those without a name called `only`, or `several` with their number where there are more."""
         names = [spec.name or (only if len(self.specs) == 1 else f"{several}{k}") for k, spec in enumerate(self.specs)]
-        return tuple(
-            TensorSpec(name, spec.datatype, spec.shape) for name, spec in zip(names, self.specs, strict=True)
-        )
+        return tuple(TensorSpec(name, spec.datatype, spec.shape) for name, spec in zip(names, self.specs, strict=True))
 
 
 def parse(text: object, part: str) -> Schema | None:

@@ -9,13 +9,13 @@ becomes a tar of the model and its weights, which the engine unpacks into a fold
 from __future__ import annotations
 
 import mmap
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from headrace.core.errors import Unprocessable
+from headrace.registry import tar
 from headrace.registry.importers.candidate import Asked, Candidate, inside, name_of
 from headrace.registry.importers.protobuf import LENGTH, Field, fields, head
 
@@ -78,11 +78,11 @@ def read(path: Path, asked: Asked, one_file_max: int = ONE_FILE_MAX) -> Candidat
                 _copy(piece, file)
         note = f"weights out of {len(files)} other file(s) were written into the model"
         return Candidate(name, merged, merged.name, "onnx", asked.signature).noted(note)
-    tar = asked.scratch / f"{name}.tar"
+    artifact = asked.scratch / f"{name}.tar"
     members = {MODEL_IN_TAR: model, **{str(file.relative_to(model.parent)): file for file in files}}
-    write_tar(tar, members)
+    tar.write(artifact, members)
     note = f"larger than {one_file_max} bytes, the most that an ONNX file holds: packed as a tar, its weights beside it"
-    return Candidate(name, tar, tar.name, "onnx", asked.signature).noted(note)
+    return Candidate(name, artifact, artifact.name, "onnx", asked.signature).noted(note)
 
 
 def check_locations(model: Path) -> None:
@@ -103,16 +103,6 @@ def ports(model: Path) -> tuple[list[str], list[str]]:
                 found[item.number] += [f.text() for f in _fields(item.value, model) if f.number == name]
     weights = set(found[_INITIALIZER])
     return [name for name in found[_INPUT] if name not in weights], found[_OUTPUT]
-
-
-def write_tar(path: Path, members: Mapping[str, Path]) -> None:
-    """Files by their name in the tar. The same files give the same bytes: sorted, owners and times left out."""
-    with tarfile.open(path, "w") as tar:
-        for name, source in sorted(members.items()):
-            info = tarfile.TarInfo(name)
-            info.size = source.stat().st_size
-            with source.open("rb") as file:
-                tar.addfile(info, file)
 
 
 # ------------------------------------------------------------------------------------------------ the message

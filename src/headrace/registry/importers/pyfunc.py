@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from headrace.core.signature import Signature
-from headrace.registry.importers.onnx import write_tar
+from headrace.registry import tar
 
 _SOURCE = '''\
 """An MLflow python_function behind Headrace's python engine; written by the importer."""
@@ -71,9 +71,5 @@ def write(path: Path, folder: Path, signature: Signature, columns: bool, named: 
     )
     wrapper = path.with_suffix(".model.py")
     wrapper.write_text(source)
-    inside = {
-        f"mlflow/{item.relative_to(folder).as_posix()}": item
-        for item in folder.rglob("*")
-        if item.is_file() and "__pycache__" not in item.parts
-    }
-    write_tar(path, {"model.py": wrapper, **inside})
+    inside = {f"mlflow/{name}": item for name, item in tar.files_in(folder).items()}
+    tar.write(path, {"model.py": wrapper, **inside})

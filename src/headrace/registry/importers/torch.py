@@ -37,7 +37,9 @@ def kind_of(path: Path) -> Kind:
         return "torchscript"
     found = pickles.scan(path)
     raise Unprocessable(
-        f"{path.name} holds weights and no program: {found}", field="source", hint=f"with the model's code at hand, {_EXPORT}"
+        f"{path.name} holds weights and no program: {found}",
+        field="source",
+        hint=f"with the model's code at hand, {_EXPORT}",
     )
 
 

@@ -97,13 +97,8 @@ class TorchEngine:
 
 def _check_pickles(path: Path) -> None:
     """Raises Unprocessable where a pickle in the archive calls what runs code."""
-    found = pickles.scan(path)
-    if found.dangerous:
-        raise Unprocessable(
-            f"the artifact holds a pickle: {found}",
-            field="options.trust",
-            hint="push it with --trust if you are an operator and trust whoever made it",
-        )
+    if pickles.scan(path).dangerous:
+        raise pickles.refusal(path, "a part of the artifact", "options.trust", "export the model to ONNX")
 
 
 def _is_script(path: Path) -> bool:
@@ -119,7 +114,7 @@ def _script(path: Path, given: Signature | None) -> tuple[Program, tuple[TensorS
             field="signature",
             hint='give it, e.g. inputs [{"name": "x", "datatype": "FP32", "shape": [-1, 30]}]',
         )
-    module: Any = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    module: Any = torch.jit.load(str(path), map_location="cpu")
     module.eval()
     arguments = [item.name for item in module.forward.schema.arguments[1:] if not item.has_default_value()]
     if len(given.inputs) < len(arguments):
@@ -167,5 +162,3 @@ def _renamed(own: Sequence[TensorSpec], given: Sequence[TensorSpec]) -> tuple[Te
     if len(own) != len(given):
         return tuple(own)
     return tuple(TensorSpec(g.name, o.datatype, o.shape) for o, g in zip(own, given, strict=True))
-
-
