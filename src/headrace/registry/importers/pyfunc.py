@@ -15,6 +15,8 @@ _SOURCE = '''\
 
 import numpy as np
 
+from headrace.core.errors import Unprocessable
+
 INPUTS = {inputs!r}
 OUTPUTS = {outputs!r}
 COLUMNS = {columns!r}  # the model takes a pandas frame
@@ -26,19 +28,23 @@ class Model:
     outputs = OUTPUTS
 
     def load(self, folder):
-        import mlflow.pyfunc
-
-        self._model = mlflow.pyfunc.load_model(str(folder / "mlflow"))
+        try:
+            import mlflow.pyfunc
+            import pandas
+        except ModuleNotFoundError as error:
+            raise Unprocessable(
+                f"an MLflow python_function needs {{error.name}}, which this platform does not have",
+                field="engine",
+                hint="install it where the platform runs: pip install 'headrace[mlflow]'",
+            ) from None
+        self._frame = pandas.DataFrame
+        self._model = mlflow.pyfunc.load_model(str(folder / "model"))
 
     def predict(self, inputs):
         given = {{name: text(array, datatype) for (name, datatype, _), array in zip(INPUTS, inputs.values())}}
         if COLUMNS:
-            import pandas
-
-            answer = self._model.predict(pandas.DataFrame(given))
-        else:
-            answer = self._model.predict(given if NAMED else next(iter(given.values())))
-        return by_name(answer)
+            return by_name(self._model.predict(self._frame(given)))
+        return by_name(self._model.predict(given if NAMED else next(iter(given.values()))))
 
 
 def text(array, datatype):
@@ -62,7 +68,7 @@ def by_name(answer):
 
 
 def write(path: Path, folder: Path, signature: Signature, columns: bool, named: bool) -> None:
-    """Write the tar: ``model.py`` and the model's folder as ``mlflow/``."""
+    """Write the tar: ``model.py`` and the model's folder as ``model/``."""
     source = _SOURCE.format(
         inputs=[(s.name, s.datatype, s.shape) for s in signature.inputs],
         outputs=[(s.name, s.datatype, s.shape) for s in signature.outputs],
@@ -71,5 +77,5 @@ def write(path: Path, folder: Path, signature: Signature, columns: bool, named: 
     )
     wrapper = path.with_suffix(".model.py")
     wrapper.write_text(source)
-    inside = {f"mlflow/{name}": item for name, item in tar.files_in(folder).items()}
+    inside = {f"model/{name}": item for name, item in tar.files_in(folder).items()}
     tar.write(path, {"model.py": wrapper, **inside})

@@ -28,19 +28,23 @@ def kind_of(path: Path) -> Kind:
     except zipfile.BadZipFile:
         with path.open("rb") as file:
             start = file.read(4)
-        what = "damaged: cut short?" if start[:2] == b"PK" else f"no PyTorch program: {pickles.scan(path)}"
+        what = "damaged, perhaps cut short" if start[:2] == b"PK" else f"no PyTorch program{_found(path)}"
         raise Unprocessable(f"{path.name}: {what}", field="source", hint=_EXPORT) from None
     parts = [name.partition("/")[2] or name for name in names]
     if "archive_format" in parts or any(part.startswith("serialized_exported_program") for part in parts):
         return "torch-export"
     if "constants.pkl" in parts or any(part.startswith("code/") for part in parts):
         return "torchscript"
-    found = pickles.scan(path)
     raise Unprocessable(
-        f"{path.name} holds weights and no program: {found}",
+        f"{path.name} holds weights and no program{_found(path)}",
         field="source",
         hint=f"with the model's code at hand, {_EXPORT}",
     )
+
+
+def _found(path: Path) -> str:
+    found = pickles.scan(path)
+    return f"; as a pickle, {found}" if found.dangerous or found.unknown else ""
 
 
 def read(path: Path, asked: Asked) -> Candidate:
