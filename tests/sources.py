@@ -116,9 +116,10 @@ def in_a_run(folder: Path) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------ ONNX
-def network(seed: int = 1, hidden: int = 32) -> onnx.ModelProto:
-    """x FP32 [-1,64] -> y FP32 [-1,8]: two layers, the second in a branch: weights lie in a subgraph too."""
-    random = np.random.default_rng(seed)
+def network(branches: bool = True) -> onnx.ModelProto:
+    """x FP32 [-1,64] -> y FP32 [-1,8]: two layers. With `branches` the second lies in one, so that weights lie in a
+    subgraph too; onnxruntime alone cannot open that with its weights in other files, it loses the folder."""
+    random = np.random.default_rng(1)
 
     def weights(name: str, *shape: int) -> TensorProto:
         return numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name)
@@ -126,21 +127,20 @@ def network(seed: int = 1, hidden: int = 32) -> onnx.ModelProto:
     def value(name: str, *shape: int | None) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))
 
-    def branch(name: str) -> onnx.GraphProto:
-        second = weights(f"w_{name}", hidden, 8)
-        return helper.make_graph(
-            [helper.make_node("MatMul", ["h", second.name], [name])], name, [], [value(name)], [second]
-        )
+    def second(name: str) -> onnx.GraphProto:
+        layer = weights(f"w_{name}", 32, 8)
+        node = helper.make_node("MatMul", ["h", layer.name], [name])
+        return helper.make_graph([node], name, [], [value(name)], [layer])
 
-    condition = numpy_helper.from_array(np.array(True), "condition")
-    nodes = [
-        helper.make_node("MatMul", ["x", "w1"], ["z"]),
-        helper.make_node("Tanh", ["z"], ["h"]),
-        helper.make_node("If", ["condition"], ["y"], then_branch=branch("a"), else_branch=branch("b")),
-    ]
-    graph = helper.make_graph(
-        nodes, "g", [value("x", None, 64)], [value("y", None, 8)], [weights("w1", 64, hidden), condition]
-    )
+    nodes = [helper.make_node("MatMul", ["x", "w1"], ["z"]), helper.make_node("Tanh", ["z"], ["h"])]
+    constants = [weights("w1", 64, 32)]
+    if branches:
+        constants.append(numpy_helper.from_array(np.array(True), "condition"))
+        nodes.append(helper.make_node("If", ["condition"], ["y"], then_branch=second("a"), else_branch=second("b")))
+    else:
+        nodes += second("y").node
+        constants += second("y").initializer
+    graph = helper.make_graph(nodes, "g", [value("x", None, 64)], [value("y", None, 8)], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 

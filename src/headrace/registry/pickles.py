@@ -25,6 +25,7 @@ SCANNED_MAX = 1 << 30
 LISTED_MAX = 8
 _OPENERS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
 _ZIP = b"PK\x03\x04"
+_MAGIC_MAX = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +37,14 @@ class Scan:
     unknown: tuple[str, ...]
     """Neither known to be dangerous nor to be harmless."""
     complete: bool
-    """Whether all of it could be looked at."""
+    """Whether all of it could be looked at: joblib writes arrays between the parts of a pickle."""
 
     def __str__(self) -> str:
+        rest = "" if self.complete else "; not all of it could be looked at"
         if self.dangerous:
-            return f"it calls {_listed(self.dangerous)}, which can run any code"
-        if self.unknown:
-            return f"it makes {_listed(self.unknown)}, and a pickle can run any code when it is loaded"
-        return "a pickle can run any code when it is loaded"
+            return f"it calls {_listed(self.dangerous)}, which can run any code{rest}"
+        made = f"it makes {_listed(self.unknown)}, and " if self.unknown else ""
+        return f"{made}a pickle can run any code when it is loaded{rest}"
 
 
 def refusal(path: Path, name: str, field: str, instead: str) -> Unprocessable:
@@ -85,9 +86,9 @@ def scan(path: Path) -> Scan:
 
 def _parts(file: BinaryIO) -> Iterator[IO[bytes]]:
     """The file, decompressed where joblib compressed it, and the archives that lie in it if it is one."""
-    start = file.read(len(_ZIP))
+    start = file.read(_MAGIC_MAX)
     file.seek(0)
-    if start != _ZIP:
+    if not start.startswith(_ZIP):
         yield _unpacked(file, start)
         return
     yield file

@@ -20,7 +20,8 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _DEPTH_MAX = 32
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
+_ESCAPE = re.compile(rb"\\([0-7]{1,3}|x[0-9a-fA-F]{1,2}|.)", re.DOTALL)
+_ESCAPES = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v"}
 
 
 def parse(text: str) -> Message:
@@ -100,7 +101,17 @@ class _Parser:
 
 
 def _unquoted(token: str) -> str:
-    return re.sub(r"\\(.)", lambda match: _ESCAPES.get(match[1], match[1]), token[1:-1])
+    """The text of a string; its escapes stand for bytes of UTF-8."""
+    return _ESCAPE.sub(_meant, token[1:-1].encode()).decode(errors="replace")
+
+
+def _meant(match: re.Match[bytes]) -> bytes:
+    escape = match[1]
+    if escape[:1] == b"x" and len(escape) > 1:
+        return bytes([int(escape[1:], 16)])
+    if escape.isdigit():
+        return bytes([int(escape, 8) & 0xFF])
+    return _ESCAPES.get(escape, escape)
 
 
 def _number(token: str) -> int | float:
