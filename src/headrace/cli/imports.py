@@ -11,9 +11,10 @@ import typer
 
 import headrace
 from headrace.cli import output
-from headrace.cli.options import Json, Tenant, pairs, qualified
+from headrace.cli.options import Json, Tenant, one_of, pairs, qualified
 from headrace.core.errors import InvalidInput
 from headrace.core.signature import Signature, TensorSpec
+from headrace.registry.importers.candidate import FORMATS
 
 if TYPE_CHECKING:
     from headrace.client.imports import Imported, ImportResult
@@ -34,7 +35,11 @@ def import_(
     ],
     name: Annotated[str | None, typer.Option(help="Of the model; the source's own when left out.")] = None,
     format: Annotated[
-        str, typer.Option(help="auto, mlflow, triton, huggingface, gguf, torchscript, torch-export or onnx.")
+        str,
+        typer.Option(
+            help="auto, mlflow, triton, huggingface, gguf, torchscript, torch-export or onnx.",
+            callback=one_of(*FORMATS),
+        ),
     ] = "auto",
     trust: Annotated[bool, typer.Option("--trust", help="The source may run code when loaded (operators).")] = False,
     signature: Annotated[
@@ -48,16 +53,17 @@ def import_(
     """Register what another tool keeps: one version of each model version found."""
     chosen: Any = format
     if tenant is not None and name is None:
-        raise InvalidInput("--tenant needs --name", field="name")
-    with headrace.Client() as client:
+        raise typer.BadParameter("--tenant needs --name", param_hint="--tenant")
+    with headrace.Client() as client, output.upload_bar(json) as progress:
         result = client.models.import_(
             source,
             name=qualified(name, tenant) if name else None,
             format=chosen,
             trust=trust,
             signature=_signature(signature) if signature else None,
-            tags=pairs(tag, "tag"),
+            tags=pairs(tag, "--tag"),
             description=description,
+            progress=progress,
         )
     output.json(result) if json else _show(result, tenant)
     if result.refused:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import msgspec
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from headrace.core.errors import HeadraceError, Unreachable
+from headrace.core.errors import HeadraceError, InvalidInput, PlatformFault, Unreachable
 
 if TYPE_CHECKING:
     from headrace import Client
@@ -24,6 +26,9 @@ PIPE_WIDTH = 10_000
 console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 REFUSED, UNREACHABLE = 1, 3
 INTERRUPTED = 130
+TYPERS = (typer.BadParameter, typer.Exit, typer.Abort)
+"""What Typer itself tells of."""
+WHERE = "with PYTHONDEVMODE=1 it says where; please report it"
 
 
 def json(value: object) -> None:
@@ -50,6 +55,17 @@ def done(client: Client, text: str, change: ChangeRef) -> None:
         console.print("not yet in effect on every router; it will follow: headrace status", style="yellow")
     if change.undo:
         console.print(f"undo: {change.undo}", style="dim")
+
+
+@contextmanager
+def upload_bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar, and what to tell it: bytes sent, and bytes in all. None is shown where nobody looks."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("uploading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, transient=True, disable=quiet or not sys.stdout.isatty()) as bar:
+        task = bar.add_task("upload", total=None)
+        yield lambda sent, total: bar.update(task, completed=sent, total=total)
 
 
 def weights(split: dict[str, float]) -> str:
@@ -90,5 +106,11 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
         except BrokenPipeError:
             sys.stderr.close()
             raise SystemExit(0) from None
+        except OSError as error:  # a file of the caller's
+            fail(InvalidInput(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
+        except Exception as error:
+            if sys.flags.dev_mode or isinstance(error, TYPERS):
+                raise
+            fail(PlatformFault(f"a fault of headrace: {type(error).__name__}: {error}", hint=WHERE))
 
     return run

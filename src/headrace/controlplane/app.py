@@ -13,7 +13,8 @@ from litestar.types import Message, Scope
 from headrace import __version__
 from headrace.controlplane import problems
 from headrace.controlplane.platform import Platform
-from headrace.controlplane.routes import HANDLERS, authenticate
+from headrace.controlplane.routes import HANDLERS
+from headrace.controlplane.routes.asked import authenticate
 from headrace.core.errors import HeadraceError
 
 BODY_MAX = 1 << 20

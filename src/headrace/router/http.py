@@ -11,6 +11,7 @@ make us hold is bounded.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Final, cast
 
@@ -21,6 +22,7 @@ from headrace.router import oip, replies
 from headrace.router.core import Router
 from headrace.router.link import LARGE, choose
 
+log = logging.getLogger("headrace.router")
 monotonic = time.monotonic
 HEADER_MAX = 32 << 10
 PIPELINE_MAX = 256
@@ -167,6 +169,11 @@ class Http(asyncio.Protocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
             return self._decline(data[offer.args[0] :])
+        except httptools.HttpParserCallbackError:
+            if self.last < 0:  # else a request was refused while it came
+                log.exception("a request was not handled")
+                self.seq -= self.seq > seq
+                self._refuse_rest(replies.INTERNAL)
         except httptools.HttpParserError:
             if self.last < 0:
                 self._refuse_rest(replies.MALFORMED)
@@ -179,7 +186,9 @@ class Http(asyncio.Protocol):
         """Go on as if no other protocol had been offered. The parser takes such a request to end with its headers;
         so a new one gets what says how long the body is, and the body; the other headers are there already."""
         fields, method = self.fields, self.parser.get_method()
-        if fields[_UPGRADE] is None or self.last >= 0:
+        if self.last >= 0:
+            return
+        if fields[_UPGRADE] is None:
             return self._refuse_rest(replies.MALFORMED)  # CONNECT
         length, transfer = fields[_LENGTH], fields[_TRANSFER]
         lines = [b"%b %b HTTP/1.1" % (method, self.url)]
@@ -193,7 +202,7 @@ class Http(asyncio.Protocol):
         """Answer the request at hand with an error and close."""
         self._close_after(self.seq)
         self.lingers = True
-        self.in_head = False
+        self.in_head, self.url = False, b""
         self.chunks.clear()
         self.refuse(self.seq, response)
 
