@@ -198,7 +198,7 @@ def triton_repository(repository: Path) -> Path:
     """Three models: two versions with a configuration, one without, and one of the python backend."""
     classifiers = {n: {"model.onnx": models.classifier_onnx(k).content} for k, n in ((1, 3), (2, 10))}
     triton_model(repository, "fraud", classifiers, TRITON_CLASSIFIER)
-    triton_model(repository, "echo", {1: {"model.onnx": models.echo_onnx(1.0).content}})
+    triton_model(repository, "plain", {1: {"model.onnx": models.echo_onnx(1.0).content}})
     triton_model(repository, "steps", {1: {"model.py": b"import triton_python_backend_utils\n"}}, 'backend: "python"')
     return repository
 

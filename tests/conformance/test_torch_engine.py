@@ -207,7 +207,7 @@ def test_imported_and_served(client, tmp_path):
         names = [tensor.name for tensor in imported.version.signature.inputs]
         answer = client.predict(name, dict(zip(names, (x, offset), strict=True)))
         np.testing.assert_allclose(next(iter(answer.outputs.values())), want, rtol=1e-5)
-        client.undeploy(f"{name}@1")
+        client.undeploy(f"{name}@1", force=True)
     assert [t.name for t in imports["libtorch"].imported[0].version.signature.inputs] == ["INPUT__0", "INPUT__1"]
 
 

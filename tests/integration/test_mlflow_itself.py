@@ -84,7 +84,7 @@ def served(client: Client, source: Path, rows: Any, trust: bool = False) -> dict
     (imported,) = client.models.import_(source, name=name, trust=trust).imported
     client.deploy(f"{name}@{imported.version.version}", traffic=100)
     answer = client.predict(name, rows).outputs
-    client.undeploy(f"{name}@{imported.version.version}")
+    client.undeploy(f"{name}@{imported.version.version}", force=True)
     return answer
 
 

@@ -159,12 +159,12 @@ def test_triton_repository(tmp_path, asked):
     found = read(sources.triton_repository(tmp_path / "repository"), asked)
     assert found.format == "triton"
     assert [(c.name, c.tags["triton.version"], c.engine) for c in found.candidates] == [
-        ("echo", "1", "onnx"),
         ("fraud", "3", "onnx"),
         ("fraud", "10", "onnx"),  # by number, not by text
+        ("plain", "1", "onnx"),
     ]
-    echo, fraud, _ = found.candidates
-    assert (echo.signature, echo.batch_max, echo.outputs) == (None, None, ())
+    fraud, _, plain = found.candidates
+    assert (plain.signature, plain.batch_max, plain.outputs) == (None, None, ())
     assert fraud.signature == Signature(
         (TensorSpec("x", "FP32", (-1, 30)),), (TensorSpec("probabilities", "FP32", (-1, 2)),)
     )
