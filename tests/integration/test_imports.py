@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +204,27 @@ def test_a_truncated_model_is_refused_by_the_platform(client: Client, tmp_path):
     (source / "model.lgb").write_bytes(content[: len(content) // 2])
     with pytest.raises(Unprocessable, match="cut short"):
         client.models.import_(source, name="truncated")
+
+
+@pytest.mark.skipif(find_spec("torch") is not None, reason="SKIPPED: PyTorch is installed")
+def test_without_pytorch(client: Client, tmp_path):
+    path = tmp_path / "model.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/archive_format", "pt2")
+    with pytest.raises(Unprocessable, match="needs PyTorch") as caught:
+        client.models.import_(path)
+    assert caught.value.field == "engine"
+    assert "headrace[torch]" in (caught.value.hint or "")
+
+
+@pytest.mark.skipif(find_spec("mlflow") is not None, reason="SKIPPED: MLflow is installed")
+def test_without_mlflow(client: Client, tmp_path):
+    signature = {"inputs": sources.columns_of({"a": "double"}), "outputs": sources.tensor_of("float64", [-1])}
+    source = sources.mlmodel(tmp_path / "m", {"python_function": {"loader_module": "mlflow.pyfunc.model"}}, signature)
+    with pytest.raises(Unprocessable, match="needs mlflow") as caught:
+        client.models.import_(source, trust=True)
+    assert caught.value.field == "engine"
+    assert "headrace[mlflow]" in (caught.value.hint or "")
 
 
 # ------------------------------------------------------------------------------------------------ other ways in
