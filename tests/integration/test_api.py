@@ -259,7 +259,7 @@ def test_a_revoked_key_opens_nothing(served: Control) -> None:
         ("POST", "/models/echo/versions", {"digest": "../../etc", "file_name": "a.onnx"}, 400, "digest"),
         ("POST", "/models/echo/versions", {"digest": "0" * 64, "file_name": "../a.onnx"}, 400, "file_name"),
         ("POST", "/models/echo/versions", {"digest": "0" * 64, "file_name": "a.exe"}, 400, "file_name"),
-        ("POST", "/models/echo/versions", {"digest": "0" * 64, "file_name": "a.pkl"}, 422, "options.trust"),
+        ("POST", "/models/echo/versions", {"digest": "0" * 64, "file_name": "a.pkl"}, 404, "digest"),
     ],
 )
 def test_bad_input_names_its_field(
