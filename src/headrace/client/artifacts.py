@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import tarfile
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import msgspec
 from headrace.core import pipeline
 from headrace.core.errors import InvalidInput
 from headrace.core.resources import Engine
+from headrace.registry import tar
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,7 @@ def digest_of(path: Path) -> str:
 
 def _from_path(path: Path) -> Packed:
     if path.is_dir():
-        # The same folder must give the same bytes: names sorted, owners and times left out.
-        items = [item for item in sorted(path.rglob("*")) if item.is_file() and "__pycache__" not in item.parts]
-        names = {str(item.relative_to(path)): item for item in items}
+        names = tar.files_in(path)
         return _tar(names, path.resolve().name, "pipeline" if pipeline.FILE in names else "python")
     if not path.exists():
         raise InvalidInput(f"path: {path} does not exist", field="path")
@@ -81,13 +79,8 @@ def _pipeline(path: Path) -> Packed:
 def _tar(names: dict[str, Path], title: str, engine: Engine) -> Packed:
     """Files by their names in the tar."""
     fd, made = tempfile.mkstemp(prefix="headrace-artifact-", suffix=".tar")
-    with os.fdopen(fd, "wb") as file, tarfile.open(fileobj=file, mode="w") as archive:
-        for name, item in names.items():
-            info = archive.gettarinfo(item, name)
-            info.mtime = info.uid = info.gid = 0
-            info.uname = info.gname = ""
-            with item.open("rb") as source:
-                archive.addfile(info, source)
+    os.close(fd)
+    tar.write(Path(made), names)
     return Packed(Path(made), f"{title}.tar", digest_of(Path(made)), engine, False, True)
 
 
