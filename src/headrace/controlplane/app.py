@@ -11,7 +11,7 @@ from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import Message, Scope
 
 from headrace import __version__
-from headrace.controlplane import problems
+from headrace.controlplane import artifact_routes, problems
 from headrace.controlplane.platform import Platform
 from headrace.controlplane.routes import HANDLERS, authenticate
 from headrace.core.errors import HeadraceError
@@ -36,7 +36,7 @@ def create_app(platform: Platform, artifact_max_bytes: int) -> Litestar:
         artifact_max_bytes: largest artifact; other bodies may have 1 MiB.
     """
     return Litestar(
-        route_handlers=HANDLERS,
+        route_handlers=[*HANDLERS, *artifact_routes.HANDLERS],
         dependencies={
             "platform": Provide(lambda: platform, sync_to_thread=False),
         },

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 
+from headrace.controlplane.artifacts import Artifacts
 from headrace.controlplane.publisher import Publisher
 from headrace.controlplane.routing_state import Reader, RoutingState
 from headrace.controlplane.settle import due, settle
@@ -18,7 +19,6 @@ from headrace.core.specs import ReplicaSpec, ServedVersion
 from headrace.deploy.fleet import replica_id
 from headrace.deploy.local import LocalFleet
 from headrace.deploy.reconcile import Memory, Plan, Standing, Target, Want, reconcile
-from headrace.registry.artifacts import Artifacts
 
 log = logging.getLogger("headrace.deploy")
 TICK_S = 1.0
@@ -127,10 +127,11 @@ class Manager:
             target[0],
             row.version,
             row.engine,
-            str(self._artifacts.path(row.digest)),
+            str(self._artifacts.path(row.digest) or ""),
             row.digest,
             row.signature,
             row.options,
+            row.size_bytes,
         )
         address = f"unix:{os.path.join(self._folder, id_[-17:])}"
         return ReplicaSpec(id_, address, (served,), desired.threads, self._control, self._drain_s)

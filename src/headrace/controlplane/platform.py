@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from headrace.controlplane import accounts, changes
 from headrace.controlplane.accounts import TenantRow
+from headrace.controlplane.artifacts import Artifacts
 from headrace.controlplane.changes import Record
 from headrace.controlplane.ports import Fleet, Routing, Telemetry
 from headrace.controlplane.store import Store
@@ -30,9 +31,8 @@ from headrace.core.snapshot import SLOTS
 from headrace.core.specs import Examination, ExaminationRequest
 from headrace.deploy import store as deploy_store
 from headrace.deploy.reconcile import Standing, Target
-from headrace.registry import registration
+from headrace.registry import inventory, registration
 from headrace.registry import store as registry
-from headrace.registry.artifacts import Artifacts
 from headrace.registry.examiner import Examiner
 from headrace.registry.store import ModelRow, VersionRow
 from headrace.traffic import store as traffic
@@ -179,19 +179,15 @@ class Platform:
         request.principal.need("developer")
         check_name(name, "model")
         engine = registration.check(body)
-        size = self.artifacts.size(body.digest)
+        size = await self.artifacts.size(body.digest)
         if size is None:
-            raise NotFound(
-                f"digest: no artifact {body.digest[:12]}...",
-                field="digest",
-                hint="PUT /api/v1/artifacts/{digest} first",
-            )
+            raise no_artifact(body.digest)
         known = await self.store.run(lambda c: self._same_as_latest(c, request, name, engine, body))
         if known is not None:
             return await self._known(request, name, known)
-        found = await self.examiner.examine(
-            ExaminationRequest(engine, str(self.artifacts.path(body.digest)), body.options, body.signature)
-        )
+        async with self.artifacts.local(body.digest, size) as path:
+            asked = ExaminationRequest(engine, str(path), body.options, body.signature)
+            found = await self.examiner.examine(asked)
         return await self._store_version(request, name, engine, size, body, found)
 
     async def _store_version(
@@ -207,6 +203,8 @@ class Platform:
             known = self._same_as_latest(c, request, name, engine, body)
             if known is not None:  # pushed by somebody else while it was examined
                 return Record("version.register", tenant.name, f"{name}@{known}", changed=False)
+            if not inventory.is_kept(c, body.digest):  # removed while it was examined
+                raise no_artifact(body.digest)
             model = registry.ensure_model(c, tenant.index, name)
             number = (registry.latest_version(c, model.id) or 0) + 1
             registry.add_version(
@@ -451,3 +449,9 @@ def check_range(field: str, value: int, least: int, most: int) -> None:
 def shown(weights: dict[int, float]) -> dict[str, float]:
     """Weights as the API has them."""
     return {str(version): round(percent, 4) for version, percent in sorted(weights.items())}
+
+
+def no_artifact(digest: str) -> NotFound:
+    """A digest that the store does not have."""
+    hint = "send it first: PUT /api/v1/artifacts/{digest}, or POST /api/v1/uploads"
+    return NotFound(f"digest: no artifact {digest[:12]}...", field="digest", hint=hint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import hashlib
 import time
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Request as Http
-from litestar import Response, delete, get, head, patch, post, put
+from litestar import Response, delete, get, patch, post, put
 from litestar.connection import ASGIConnection
 from litestar.di import NamedDependency
 from litestar.handlers import BaseRouteHandler
@@ -23,7 +22,7 @@ from headrace.controlplane import accounts, changes, openapi, views
 from headrace.controlplane.changes import Record
 from headrace.controlplane.platform import Platform, Request, check_range
 from headrace.core import resources as r
-from headrace.core.errors import Conflict, InvalidInput, NotFound, TooLarge
+from headrace.core.errors import Conflict, InvalidInput, NotFound
 from headrace.core.names import check_name, parse_reference
 from headrace.registry import store as registry
 from headrace.traffic import store as traffic
@@ -230,30 +229,6 @@ async def revoke_key(request: Http[Any, Any, Any], platform: Api, id_: FromPath[
 
 
 # ---------------------------------------------------------------------------------------------------- registry
-@head("/api/v1/artifacts/{digest:str}", summary="Is an artifact stored?")
-async def has_artifact(request: Http[Any, Any, Any], platform: Api, digest: FromPath[str]) -> Response[None]:
-    """200 with its size, or 404."""
-    size = platform.artifacts.size(digest)
-    if size is None:
-        raise NotFound("digest: no such artifact", field="digest")
-    return Response(None, headers={"x-artifact-size": str(size)})
-
-
-@put("/api/v1/artifacts/{digest:str}", request_max_body_size=None, summary="Store an artifact")
-async def put_artifact(request: Http[Any, Any, Any], platform: Api, digest: FromPath[str]) -> r.Artifact:
-    """Developer. The body is the artifact's bytes, `digest` their SHA-256 in hex. Idempotent."""
-    request.state.principal.need("developer")
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > platform.artifacts.size_max:
-        raise TooLarge(f"the artifact is larger than {platform.artifacts.size_max} bytes", field="artifact")
-    with platform.artifacts.put(digest) as upload:
-        # Hashing, writing and syncing gigabytes must not hold up the loop, which also serves the routers.
-        async for chunk in request.stream():
-            await asyncio.to_thread(upload.write, chunk)
-        await asyncio.to_thread(upload.commit)
-    return r.Artifact(digest, upload.size)
-
-
 @get("/api/v1/models", summary="List models")
 async def list_models(
     request: Http[Any, Any, Any],
@@ -646,8 +621,6 @@ HANDLERS = [
     list_keys,
     create_key,
     revoke_key,
-    has_artifact,
-    put_artifact,
     list_models,
     show_model,
     update_model,

@@ -40,9 +40,7 @@ class Stamp(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, found: os.stat_result, digest: str) -> Stamp:
         """The stamp of a file that has this digest."""
-        return cls(
-            digest, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, time.time()
-        )
+        return cls(digest, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, time.time())
 
     def covers(self, found: os.stat_result, digest: str) -> bool:
         """Whether it speaks of this file, untouched, and is not too old."""

@@ -13,13 +13,14 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from headrace.core.config import Settings
-from headrace.core.errors import HeadraceError, InvalidInput
+from headrace.core.errors import HeadraceError, InvalidInput, RetryLater, Unprocessable
 from headrace.core.logs import configure
 from headrace.core.specs import (
     ControlSpec,
@@ -29,10 +30,13 @@ from headrace.core.specs import (
     ReplicaState,
     ReplicaStatus,
     RouterSpec,
+    ServedVersion,
 )
+from headrace.core.storage import S3Spec, parse_s3
 from headrace.deploy import states
 from headrace.deploy.child import Child
 from headrace.deploy.place import clear_sockets, lock, new_quota, reserve_port, run_folder
+from headrace.deploy.pulls import Pulls
 from headrace.deploy.wire import NodeCommand, NodeState
 
 RESTART_S = (0.1, 10.0)
@@ -52,6 +56,12 @@ class ReplicaRecord:
     detail: str = ""
     timings_s: dict[str, float] = field(default_factory=dict)
     stopping: bool = False
+    bringing: asyncio.Task[None] | None = None
+    """Brings its artifacts here, before its process starts."""
+    waits_for: Callable[[], str] = str
+    """Tells people what it waits for meanwhile."""
+    held: list[int] = field(default_factory=list)
+    """Descriptors that keep its artifacts from being evicted."""
 
     def stop(self) -> None:
         """It was told to: whatever it still says of loading or being ready is late."""
@@ -63,10 +73,12 @@ class ReplicaRecord:
         """Take an event line. Raises IllegalTransition for a step that a replica may not make."""
         self.state = states.step(states.REPLICA, self.state, event.state)
         self.detail = event.detail
-        self.timings_s = event.timings_s or self.timings_s
+        self.timings_s = self.timings_s | event.timings_s
 
     def ended(self, code: int) -> None:
         """Its process is no more."""
+        while self.held:
+            os.close(self.held.pop())
         if self.state in states.ENDED:
             return  # it has said why itself
         if self.stopping or (code == 0 and self.state == "draining"):
@@ -75,10 +87,18 @@ class ReplicaRecord:
             self.state = states.step(states.REPLICA, self.state, "crashed")
             self.detail = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
+    def unstartable(self, error: HeadraceError) -> None:
+        """Its artifacts cannot be brought here: for good, or this time."""
+        self.detail = error.message
+        if not self.stopping:
+            reached: ReplicaState = "crashed" if isinstance(error, RetryLater) else "failed"
+            self.state = states.step(states.REPLICA, self.state, reached)
+        self.ended(0)
+
     def status(self) -> ReplicaStatus:
         """As the fleet port shows it."""
         pid = self.child.pid if self.child is not None else 0
-        return ReplicaStatus(self.spec, self.state, pid, self.detail, self.timings_s)
+        return ReplicaStatus(self.spec, self.state, pid, self.detail or self.waits_for(), self.timings_s)
 
 
 class NodeInfo(msgspec.Struct):
@@ -95,8 +115,11 @@ class NodeInfo(msgspec.Struct):
 class Node:
     """The agent's state."""
 
-    def __init__(self, settings: Settings, folder: Path, run: Path, ports: dict[str, int]) -> None:
+    def __init__(
+        self, settings: Settings, folder: Path, run: Path, ports: dict[str, int], store: S3Spec | None = None
+    ) -> None:
         self.settings = settings
+        self.store = store
         self.folder = folder
         self.run = run
         self.ports = ports
@@ -108,6 +131,11 @@ class Node:
         self.stopping = asyncio.Event()
         self.changed = asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
+        self.pulls: Pulls | None = None
+        """Where artifacts are kept elsewhere."""
+        if store is not None:
+            cache = folder / "cache"
+            self.pulls = Pulls(store, cache, settings.cache_max_bytes, self.logs, self.touch)
 
     # ------------------------------------------------------------------------------------------------ services
     def url(self, kind: str) -> str:
@@ -136,6 +164,9 @@ class Node:
                     s.drain_s,
                     self.url("http"),
                     self.url("grpc"),
+                    self.store,
+                    s.artifact_grace_s,
+                    s.cache_max_bytes,
                 ),
             )
         }
@@ -205,14 +236,47 @@ class Node:
         record = self.replicas.get(command.replica)
         if command.verb == "start" and record is None and command.spec is not None and not self.stopping.is_set():
             self.replicas[command.replica] = record = ReplicaRecord(command.spec)
-            record.child = self._start(record)
-        elif command.verb == "stop" and record is not None and record.child is not None:
+            if all(served.artifact for served in command.spec.versions):
+                record.child = self._start(record)
+            else:
+                record.bringing = asyncio.get_running_loop().create_task(self._bring(record))
+        elif command.verb == "stop" and record is not None:
             record.stop()
-            record.child.terminate()
-            asyncio.get_running_loop().call_later(command_grace(record.spec), record.child.kill)
+            if record.child is not None:
+                record.child.terminate()
+                asyncio.get_running_loop().call_later(command_grace(record.spec), record.child.kill)
         elif command.verb == "forget" and record is not None and record.state in states.ENDED:
             del self.replicas[command.replica]
         self.touch()
+
+    async def _bring(self, record: ReplicaRecord) -> None:
+        """Have a replica's artifacts here, and then start it."""
+        started = asyncio.get_running_loop().time()
+        try:
+            versions = [await self._near(served, record) for served in record.spec.versions]
+        except HeadraceError as error:
+            record.unstartable(error)
+        else:
+            record.spec = msgspec.structs.replace(record.spec, versions=tuple(versions))
+            record.timings_s = {"pull": asyncio.get_running_loop().time() - started}
+            if record.stopping:
+                record.ended(0)
+            else:
+                record.child = self._start(record)
+        self.touch()
+
+    async def _near(self, served: ServedVersion, record: ReplicaRecord) -> ServedVersion:
+        """A version whose artifact is here. Raises Unprocessable, Unavailable."""
+        if served.artifact:
+            return served
+        if self.pulls is None:
+            raise Unprocessable("the version's artifact is not on this node, which has no store to pull it from")
+        pulls = self.pulls
+        record.waits_for = lambda: pulls.progress(served.digest)
+        path, held = await pulls.get(served.digest, served.size_bytes)
+        record.waits_for = str
+        record.held.append(held)
+        return msgspec.structs.replace(served, artifact=str(path))
 
     def _start(self, record: ReplicaRecord) -> Child:
         def line(text: bytes) -> None:
@@ -269,6 +333,8 @@ class Node:
         # Only now: a replica that is draining leaves the snapshot, and the routers' last requests need it there.
         for record in self.replicas.values():
             record.stop()
+        if self.pulls is not None:
+            await self.pulls.close()
         await stop_all([r.child for r in self.replicas.values() if r.child is not None], drain_s, hurry)
         await stop_all([c for name, c in self.services.items() if name == "control"], drain_s, hurry)
 
@@ -309,13 +375,13 @@ async def hold_ports(settings: Settings, folder: Path) -> tuple[list[socket.sock
     return held, ports
 
 
-async def serve(settings: Settings, folder: Path) -> int:
+async def serve(settings: Settings, folder: Path, store: S3Spec | None) -> int:
     """Run the node until it is told to stop."""
     held, ports = await hold_ports(settings, folder)
     run = run_folder(folder)
     new_quota(run)
     (folder / "logs").mkdir(exist_ok=True)
-    node = Node(settings, folder, run, ports)
+    node = Node(settings, folder, run, ports, store)
     loop = asyncio.get_running_loop()
     hurry = asyncio.Event()
 
@@ -388,4 +454,13 @@ def run_node(settings: Settings) -> int:
     except OSError as error:
         raise HeadraceError(f"data: {folder}: {error.strerror}", field="data") from None
     with held:
-        return asyncio.run(serve(settings, folder))
+        return asyncio.run(serve(settings, folder, store_of(settings)))
+
+
+def store_of(settings: Settings) -> S3Spec | None:
+    """Where artifacts are kept, unless in the data folder. Its secrets leave the environment: no child inherits them.
+    Raises InvalidInput."""
+    if not settings.artifacts:
+        return None
+    references = (settings.s3_access_key, settings.s3_secret_key, settings.s3_session_token)
+    return parse_s3(settings.artifacts, settings.s3_endpoint, settings.s3_region, references, os.environ)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class Pull:
     """One that runs, and what it said last."""
 
     child: Child
+    size: int
     said: PullEvent
 
 
@@ -35,13 +37,22 @@ class Pulls:
         folder: the node's cache.
         cache_max_bytes: its bound.
         logs: folder of the processes' logs.
+        changed: called when there is news of one.
     """
 
-    def __init__(self, source: S3Spec, folder: Path, cache_max_bytes: int, logs: Path) -> None:
+    def __init__(
+        self,
+        source: S3Spec,
+        folder: Path,
+        cache_max_bytes: int,
+        logs: Path,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._source = source
         self._folder = folder
         self._cache_max_bytes = cache_max_bytes
         self._logs = logs
+        self._changed = changed
         self._running: dict[str, Pull] = {}
 
     async def get(self, digest: str, size: int) -> tuple[Path, int]:
@@ -60,10 +71,12 @@ class Pulls:
             await self._pull(digest, size)
         raise Unprocessable("the artifact was evicted from the node's cache before it was used", field="digest")
 
-    def progress(self, digest: str) -> int:
-        """Bytes that are here of an artifact on its way."""
+    def progress(self, digest: str) -> str:
+        """How far an artifact on its way has come, for people; empty for one that is not."""
         pull = self._running.get(digest)
-        return pull.said.bytes_done if pull is not None else 0
+        if pull is None:
+            return ""
+        return f"pulling the artifact: {pull.said.bytes_done / 1e6:.0f} of {pull.size / 1e6:.0f} MB"
 
     async def _pull(self, digest: str, size: int) -> None:
         pull = self._running.get(digest) or self._start(digest, size)
@@ -74,12 +87,13 @@ class Pulls:
     def _start(self, digest: str, size: int) -> Pull:
         def line(text: bytes) -> None:
             pull.said = msgspec.json.decode(text, type=PullEvent)
+            self._changed()
 
         def ended(_: int) -> None:
             self._running.pop(digest, None)
 
         spec = PullSpec(self._source, digest, size, str(self._folder), self._cache_max_bytes)
-        pull = Pull(Child("pull", MODULE, spec, self._logs, line, ended), PullEvent("pulling"))
+        pull = Pull(Child("pull", MODULE, spec, self._logs, line, ended), size, PullEvent("pulling"))
         self._running[digest] = pull
         return pull
 

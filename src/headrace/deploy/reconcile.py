@@ -210,7 +210,11 @@ def _standing(
         return Standing("ready", len(ready), f"{len(ready)} of {want.replicas} replicas ready")
     if want.replicas == 0:
         return Standing("stopped", 0, "scaled to 0 replicas")
-    return Standing("starting", 0, live[0].state) if live else Standing("requested", 0, "no replica has started yet")
+    return (
+        Standing("starting", 0, live[0].detail or live[0].state)
+        if live
+        else Standing("requested", 0, "no replica has started yet")
+    )
 
 
 def retire(

@@ -15,8 +15,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedRandom
 from pathlib import Path
-from typing import BinaryIO
 
 from headrace.core.errors import NotFound, Unprocessable
 from headrace.core.verified import Stamp, digest_of, is_verified, remember, stamp_path
@@ -97,7 +97,7 @@ class Cache:
 
     @staticmethod
     def _heal(path: Path, digest: str) -> bool:
-        """Whether the file that is here is good, by reading it where its stamp does not say so; a bad one is removed."""
+        """Whether the file that is here is good, by reading it where its stamp does not say so; a bad one goes."""
         if is_verified(path, digest):
             return True
         try:
@@ -112,7 +112,7 @@ class Cache:
             stamp_path(path).unlink(missing_ok=True)
         return good
 
-    async def _receive(self, store: ArtifactStore, digest: str, coming: BinaryIO, progress: Progress) -> str:
+    async def _receive(self, store: ArtifactStore, digest: str, coming: BufferedRandom, progress: Progress) -> str:
         """Write the artifact's bytes; begins where an earlier pull was cut off. Raises Unprocessable."""
         found = ""
         for attempt in range(TRIES):
@@ -135,7 +135,7 @@ class Cache:
             hint="send the file again: headrace models push ... --force",
         )
 
-    def _settle(self, coming: BinaryIO, path: Path, digest: str) -> None:
+    def _settle(self, coming: BufferedRandom, path: Path, digest: str) -> None:
         coming.flush()
         os.fsync(coming.fileno())
         os.fchmod(coming.fileno(), 0o444)
@@ -206,7 +206,7 @@ class Cache:
 
     # ------------------------------------------------------------------------------------------------ locks
     @contextmanager
-    def _lock(self, name: str) -> Iterator[BinaryIO]:
+    def _lock(self, name: str) -> Iterator[BufferedRandom]:
         """The file of this name, made if missing, and nobody else's until the end."""
         path = self._folder / name
         while True:
@@ -228,7 +228,7 @@ class Cache:
             yield
 
 
-def _is_named(file: BinaryIO, path: Path) -> bool:
+def _is_named(file: BufferedRandom, path: Path) -> bool:
     try:
         return os.fstat(file.fileno()).st_ino == path.stat().st_ino
     except FileNotFoundError:

@@ -8,10 +8,11 @@ server is away or answers 5xx.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import obstore
 from obstore.exceptions import BaseError
@@ -21,6 +22,9 @@ from headrace.core.errors import NotFound, Unavailable
 from headrace.core.storage import S3Spec
 from headrace.registry.artifacts import Stored, key_of
 from headrace.registry.s3_leftovers import abort_old
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config
 
 T = TypeVar("T")
 PART_BYTES = 16 << 20
@@ -102,10 +106,8 @@ class S3Store:
 
     async def delete(self, digest: str) -> None:
         """See `ArtifactStore.delete`."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             await self._ask(obstore.delete_async(self._bucket, key_of(digest)))
-        except FileNotFoundError:
-            pass
 
     async def list(self) -> AsyncIterator[Stored]:
         """See `ArtifactStore.list`."""
@@ -141,13 +143,13 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:200]}"
 
 
-def _config(spec: S3Spec) -> dict[str, str]:
-    given = {
-        "endpoint": spec.endpoint,
-        "region": spec.region or "us-east-1",
-        "access_key_id": spec.access_key,
-        "secret_access_key": spec.secret_key,
-        "session_token": spec.session_token,
-        "checksum_algorithm": "SHA256",
-    }
-    return {name: value for name, value in given.items() if value}
+def _config(spec: S3Spec) -> S3Config:
+    config: S3Config = {"region": spec.region or "us-east-1", "checksum_algorithm": "SHA256"}
+    if spec.endpoint:
+        config["endpoint"] = spec.endpoint
+    if spec.access_key:
+        config["access_key_id"] = spec.access_key
+        config["secret_access_key"] = spec.secret_key
+    if spec.session_token:
+        config["session_token"] = spec.session_token
+    return config

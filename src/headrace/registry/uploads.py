@@ -9,6 +9,7 @@ else in the folder is left over, and removed at start.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import secrets
@@ -55,49 +56,49 @@ class Upload:
 
 
 class Part:
-    """A part on its way in: `write` its bytes, then `keep` it; left without, nothing of it stays."""
+    """Bytes on their way to the end of a file: `write` them, then `sync`; whoever opened it decides whether they stay.
 
-    def __init__(self, uploads: Uploads, upload: Upload) -> None:
-        about = upload.about
-        self._uploads = uploads
-        self._upload = upload
-        self._left = about.size_bytes - about.offset
-        self._file: BinaryIO = uploads.data(about.id).open("r+b")
-        self._file.truncate(about.offset)
-        self._file.seek(about.offset)
-        self._hash = (upload.hash or _hash_of(self._file, about.offset)).copy()
+    Args:
+        path: the file; what it has beyond `offset` is cut off.
+        offset: bytes that it has.
+        limit: bytes that it may have.
+        field: of the request, which says how many these are.
+        known: hash of what it has; None to take it from the file.
+    """
+
+    def __init__(self, path: Path, offset: int, limit: int, field: str, known: hashlib._Hash | None) -> None:
+        self.path = path
+        self.offset = offset
+        self._limit = limit
+        self._field = field
+        self._file: BinaryIO = path.open("r+b" if offset else "w+b")
+        self._file.truncate(offset)
+        self.hash = (known or _hash_of(self._file, offset)).copy()
+        self._file.seek(offset)
 
     def write(self, chunk: bytes) -> None:
         """Add bytes. Raises TooLarge, Unavailable (the disk is full)."""
-        self._left -= len(chunk)
-        if self._left < 0:
-            raise TooLarge(
-                f"the upload gets more than its {self._upload.about.size_bytes} bytes", field="size_bytes"
-            )
-        self._hash.update(chunk)
+        self.offset += len(chunk)
+        if self.offset > self._limit:
+            raise TooLarge(f"{self._field}: more than {self._limit} bytes came", field=self._field)
+        self.hash.update(chunk)
         try:
             self._file.write(chunk)
         except OSError as error:
             raise disk(error) from None
 
-    def keep(self) -> None:
-        """Acknowledge what was written. Raises Unavailable (the disk is full)."""
-        about = self._upload.about
+    def sync(self) -> None:
+        """Have the bytes survive a loss of power. Raises Unavailable (the disk is full)."""
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
-            offset = about.size_bytes - self._left
-            self._uploads.save(msgspec.structs.replace(about, offset=offset, touched_at=time.time()), self._upload)
         except OSError as error:
             raise disk(error) from None
-        self._upload.hash = self._hash
 
     def close(self) -> None:
-        """Done with, kept or not."""
-        try:
+        """Done with, whatever became of it."""
+        with contextlib.suppress(OSError):  # what a full disk did not take was refused already
             self._file.close()
-        except OSError:  # what could not be written was refused already
-            pass
 
 
 class Uploads:
@@ -132,7 +133,25 @@ class Uploads:
         """Where an upload's bytes lie."""
         return self._folder / f"{id_}.part"
 
-    def save(self, about: About, upload: Upload) -> None:
+    def single(self) -> Part:
+        """An artifact that comes in one request, and is in nobody's list."""
+        return Part(self._folder / f"{secrets.token_hex(8)}.once", 0, self.size_max, "artifact", None)
+
+    def part(self, upload: Upload) -> Part:
+        """The next part of an upload, whose lock is held. `keep` it, or it never was."""
+        about = upload.about
+        return Part(self.data(about.id), about.offset, about.size_bytes, "size_bytes", upload.hash)
+
+    def keep(self, upload: Upload, part: Part) -> None:
+        """Acknowledge a part. Raises Unavailable (the disk is full)."""
+        part.sync()
+        try:
+            self._save(msgspec.structs.replace(upload.about, offset=part.offset, touched_at=time.time()), upload)
+        except OSError as error:
+            raise disk(error) from None
+        upload.hash = part.hash
+
+    def _save(self, about: About, upload: Upload) -> None:
         """Write down where an upload stands. Raises OSError."""
         temporary = self._folder / f"{about.id}.new"
         with temporary.open("wb") as file:
@@ -170,7 +189,7 @@ class Uploads:
         upload = Upload(about, hash=hashlib.sha256())
         try:
             self.data(about.id).write_bytes(b"")
-            self.save(about, upload)
+            self._save(about, upload)
         except OSError as error:
             raise disk(error) from None
         self._uploads[about.id] = upload
