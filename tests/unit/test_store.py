@@ -15,7 +15,7 @@ from headrace.controlplane import accounts, changes
 from headrace.controlplane.changes import Record
 from headrace.controlplane.store import open_store
 from headrace.core.database import connect, metadata, now, transaction
-from headrace.core.errors import Conflict, InvalidInput, TooLarge
+from headrace.core.errors import Conflict
 from headrace.core.resources import Quota
 from headrace.core.signature import Signature, TensorSpec
 from headrace.core.specs import EngineOptions

@@ -29,7 +29,12 @@ def list_(json: Json = False) -> None:
     if json:
         return output.json(found)
     rows = (
-        (a.digest[:SHOWN], output.size(a.size_bytes), a.stored_at, ", ".join(a.versions) or "none: headrace artifacts gc")
+        (
+            a.digest[:SHOWN],
+            output.size(a.size_bytes),
+            a.stored_at,
+            ", ".join(a.versions) or "none: headrace artifacts gc",
+        )
         for a in found
     )
     output.table(("SHA256", "SIZE", "STORED", "VERSIONS"), rows, "no artifacts yet: headrace models push NAME FILE")

@@ -7,8 +7,8 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,12 @@ from headrace.controlplane.changes import Record
 from headrace.controlplane.store import Store
 from headrace.core import resources as r
 from headrace.core.database import now
-from headrace.core.errors import Conflict, HeadraceError, InvalidInput, TooLarge, Unavailable
+from headrace.core.errors import Conflict, HeadraceError, InvalidInput, NotFound, TooLarge, Unavailable
 from headrace.deploy.pulls import Pulls
 from headrace.registry import inventory
 from headrace.registry.artifacts import ArtifactStore, Stored, check_digest
 from headrace.registry.cache import Cache
-from headrace.registry.uploads import About, Upload, Uploads
+from headrace.registry.uploads import About, Upload, Uploads, disk
 
 log = logging.getLogger("headrace.controlplane.artifacts")
 WRITE_BYTES = 1 << 20
@@ -68,7 +68,7 @@ class Artifacts:
         self._db = db
         self._near = near
         self._busy: Counter[str] = Counter()
-        """Digests that are just being put."""
+        """Digests that are just being put, or made a version of."""
         self._collecting = asyncio.Lock()
 
     @property
@@ -87,6 +87,25 @@ class Artifacts:
     def path(self, digest: str) -> Path | None:
         """Its file on every node; None where each node has to pull it."""
         return self.store.path(digest)
+
+    @asynccontextmanager
+    async def using(self, digest: str) -> AsyncIterator[int]:
+        """A stored artifact that stays for the length of the block; its bytes in number. Raises NotFound."""
+        with self._uncollected(digest):
+            size = await self.size(digest)
+            if size is None:
+                hint = "send it first: PUT /api/v1/artifacts/{digest}, or POST /api/v1/uploads"
+                raise NotFound(f"digest: no artifact {digest[:12]}...", field="digest", hint=hint)
+            yield size
+
+    @contextmanager
+    def _uncollected(self, digest: str) -> Iterator[None]:
+        self._busy[digest] += 1
+        try:
+            yield
+        finally:
+            self._busy[digest] -= 1
+            self._busy += Counter()  # those at zero leave
 
     @asynccontextmanager
     async def local(self, digest: str, size: int) -> AsyncIterator[Path]:
@@ -211,18 +230,15 @@ class Artifacts:
 
     async def _put(self, digest: str, path: Path) -> None:
         """Store a file whose digest was checked; it may be gone afterwards."""
-        self._busy[digest] += 1
-        try:
+        with self._uncollected(digest):
             await self._keep(digest)
-            await self.store.put(digest, path)
+            try:
+                await self.store.put(digest, path)
+            except OSError as error:
+                raise disk(error) from None
             if self._near is not None and path.exists():
                 # A version of it is likely to be deployed here next.
                 await asyncio.to_thread(self._near.cache.adopt, digest, path)
-        except OSError as error:
-            raise Unavailable(f"the platform cannot keep the artifact: {error.strerror}", field="artifact") from None
-        finally:
-            self._busy[digest] -= 1
-            self._busy += Counter()  # those at zero leave
 
     # ------------------------------------------------------------------------------------------------ removing them
     async def collect(self, dry_run: bool, grace_s: float | None = None) -> r.Collection:

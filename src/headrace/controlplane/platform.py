@@ -179,16 +179,14 @@ class Platform:
         request.principal.need("developer")
         check_name(name, "model")
         engine = registration.check(body)
-        size = await self.artifacts.size(body.digest)
-        if size is None:
-            raise no_artifact(body.digest)
-        known = await self.store.run(lambda c: self._same_as_latest(c, request, name, engine, body))
-        if known is not None:
-            return await self._known(request, name, known)
-        async with self.artifacts.local(body.digest, size) as path:
-            asked = ExaminationRequest(engine, str(path), body.options, body.signature)
-            found = await self.examiner.examine(asked)
-        return await self._store_version(request, name, engine, size, body, found)
+        async with self.artifacts.using(body.digest) as size:
+            known = await self.store.run(lambda c: self._same_as_latest(c, request, name, engine, body))
+            if known is not None:
+                return await self._known(request, name, known)
+            async with self.artifacts.local(body.digest, size) as path:
+                asked = ExaminationRequest(engine, str(path), body.options, body.signature)
+                found = await self.examiner.examine(asked)
+            return await self._store_version(request, name, engine, size, body, found)
 
     async def _store_version(
         self, request: Request, name: str, engine: Engine, size: int, body: VersionCreate, found: Examination
@@ -203,8 +201,8 @@ class Platform:
             known = self._same_as_latest(c, request, name, engine, body)
             if known is not None:  # pushed by somebody else while it was examined
                 return Record("version.register", tenant.name, f"{name}@{known}", changed=False)
-            if not inventory.is_kept(c, body.digest):  # removed while it was examined
-                raise no_artifact(body.digest)
+            if not inventory.is_kept(c, body.digest):  # by another control plane, while it was examined
+                raise NotFound(f"digest: artifact {body.digest[:12]}... was just removed", field="digest")
             model = registry.ensure_model(c, tenant.index, name)
             number = (registry.latest_version(c, model.id) or 0) + 1
             registry.add_version(
@@ -449,9 +447,3 @@ def check_range(field: str, value: int, least: int, most: int) -> None:
 def shown(weights: dict[int, float]) -> dict[str, float]:
     """Weights as the API has them."""
     return {str(version): round(percent, 4) for version, percent in sorted(weights.items())}
-
-
-def no_artifact(digest: str) -> NotFound:
-    """A digest that the store does not have."""
-    hint = "send it first: PUT /api/v1/artifacts/{digest}, or POST /api/v1/uploads"
-    return NotFound(f"digest: no artifact {digest[:12]}...", field="digest", hint=hint)
