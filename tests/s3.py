@@ -109,9 +109,10 @@ class Faults:
     """Of answers, on each connection."""
     down: bool = False
     """Connections are closed at once."""
+    turned_away: int = 0
+    """Connections that were closed at once so far."""
     answered: int = 0
     """Bytes of answers so far."""
-    requests: int = 0
 
 
 class Proxy:
@@ -155,6 +156,7 @@ class Proxy:
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.faults.down:
+            self.faults.turned_away += 1
             return
         first = await reader.read(65_536)
         if self.faults.refuse > 0 and first:
@@ -164,7 +166,6 @@ class Proxy:
             return
         there, back = await asyncio.open_connection(*self._to)
         back.write(first)
-        self.faults.requests += first.count(b" HTTP/1.1\r\n")
         tasks = [asyncio.ensure_future(self._up(reader, back)), asyncio.ensure_future(self._down(there, writer))]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -177,7 +178,6 @@ class Proxy:
     async def _up(self, reader: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         while (data := await reader.read(65_536)) and not self.faults.down:
             back.write(data)
-            self.faults.requests += data.count(b" HTTP/1.1\r\n")
             await back.drain()
 
     async def _down(self, there: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
