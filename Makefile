@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: help setup test check format demo bench rivals clean
+.PHONY: help setup test check format demo bench rivals proto clients clean
 
 help: ## show this
 	@echo "make TARGET"
@@ -46,5 +46,17 @@ bench: setup ## every bench, quickly, in a table
 rivals: ## the servers that bench.dataplane compares with, each in an environment below .rivals/
 	@PYTHON=$(PYTHON) bash bench/rivals/install.sh
 
+proto: ## the gRPC code from its .proto files
+	@# An environment of its own, and no newer: the code runs with the generator's protobuf and later ones, not earlier.
+	@# A pool of their own: the names are the protocol's, and other clients in the process bring the same ones.
+	$(PYTHON) -m venv .proto
+	.proto/bin/python -m pip install --quiet --disable-pip-version-check 'grpcio-tools==1.73.1' 'setuptools<81'
+	cd src && ../.proto/bin/python -W ignore -m grpc_tools.protoc -I. --python_out=. --pyi_out=. headrace/router/grpc_api/*.proto
+	sed -i 's/_descriptor_pool.Default()/_descriptor_pool.DescriptorPool()/' src/headrace/router/grpc_api/*_pb2.py
+	rm -rf .proto
+
+clients: ## other people's clients and documents that tests want, each apart below .clients/
+	@PYTHON=$(PYTHON) bash tests/conformance/clients/install.sh
+
 clean: ## what setup, rivals and the tools made
-	rm -rf .venv .rivals .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .rivals .clients .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

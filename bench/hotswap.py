@@ -6,7 +6,9 @@ Two versions with two replicas each stand behind the load, which records the `mo
 traffic swaps to the other version (every fifth time to one that is deployed just now, and the oldest is undeployed),
 rollbacks, kill -9 of a serving replica, scaling up and down, kill -9 of the control plane.
 
-failed: requests without a 200. wrong_version_after_ack: answers by the old version to requests that were *sent* after
+failed: requests without a 200, whose connection broke, or whose answer was another's, or came later than 2 s after
+they were sent. not_effective_in_time: changes that the API did not call effective; without them the next figure would
+say less than it seems to. wrong_version_after_ack: answers by the old version to requests that were *sent* after
 the API had answered `effective`. rollback_effective_ms: from issuing a rollback to the last answer by the old version.
 """
 
@@ -32,6 +34,7 @@ BARS = (
     Bar("failed", at_most=0.0),
     Bar("wrong_version_after_ack", at_most=0.0),
     Bar("rollback_effective_ms_p99", at_most=1000.0),
+    Bar("not_effective_in_time", at_most=0.0),
 )
 
 
@@ -119,9 +122,10 @@ class Drill:
             await asyncio.sleep(PAUSE_S)
 
 
-def wrong_after_ack(shots: list[Shot], changes: list[Change]) -> int:
-    """Answers by a version that was no longer in force when their request was sent."""
-    wrong = 0
+def after_ack(shots: list[Shot], changes: list[Change]) -> tuple[int, int]:
+    """(Answers to requests that were sent after a change was acknowledged as effective, those of them by a version that
+    was no longer in force)."""
+    checked = wrong = 0
     for number, change in enumerate(changes):
         following = changes[number + 1] if number + 1 < len(changes) else None
         until = following.issued if following else float("inf")
@@ -129,9 +133,10 @@ def wrong_after_ack(shots: list[Shot], changes: list[Change]) -> int:
         allowed = {change.version, following.version if following else change.version}
         for shot in shots:
             if change.effective and change.acknowledged < shot.sent < until and shot.status == 200:
+                checked += 1
                 early = shot.answered < until
                 wrong += shot.version != change.version if early else shot.version not in allowed
-    return wrong
+    return checked, wrong
 
 
 def last_old_answer_ms(shots: list[Shot], changes: list[Change], number: int) -> float:
@@ -175,14 +180,16 @@ def main() -> None:
     with scratch() as folder, product(folder / "up") as running:
         it, load = asyncio.run(drill(running, folder, plan, a.rate))
     shots, changes = load.shots, it.changes
-    failures = Counter(f"{s.status} {s.why[:120]}" for s in shots if s.status != 200)
+    failures = Counter(f"{s.status} {s.why[:120]}" for s in shots if s.failed)
     for why, count in failures.most_common(5):
         say(f"  failed {count} times: {why}")
     rollbacks = [last_old_answer_ms(shots, changes, k) for k, c in enumerate(changes) if c.kind == "rollback"]
     latencies = [(s.answered - s.due) * 1e3 for s in shots if s.status == 200] or [float("nan")]
+    checked, wrong = after_ack(shots, changes)
     figures = {
         "failed": float(sum(failures.values())),
-        "wrong_version_after_ack": float(wrong_after_ack(shots, changes)),
+        "wrong_version_after_ack": float(wrong),
+        "answers_after_ack": float(checked),
         "rollback_effective_ms_p99": percentile(rollbacks, 0.99),
         "rollback_effective_ms_p50": percentile(rollbacks, 0.5),
         "requests": float(len(shots)),

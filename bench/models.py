@@ -36,7 +36,7 @@ def trees(path: Path, build: str = "1") -> Path:
     return path
 
 
-def row_sum(path: Path) -> Path:
+def row_sum(path: Path, build: str = "") -> Path:
     """FP32 ``x`` [-1, -1] -> the sum of each row: next to no work, so that moving the bytes is what is measured."""
     graph = helper.make_graph(
         [helper.make_node("ReduceSum", ["x", "axes"], ["total"], keepdims=1)],
@@ -46,6 +46,7 @@ def row_sum(path: Path) -> Path:
         [helper.make_tensor("axes", TensorProto.INT64, [1], [1])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
+    model.doc_string = build
     path.write_bytes(model.SerializeToString())
     return path
 

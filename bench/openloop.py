@@ -13,7 +13,10 @@ from typing import Any
 
 VERSION = re.compile(rb'"model_version"\s*:\s*"(\d+)"')
 LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
+ID = re.compile(rb'"id"\s*:\s*"([^"]*)"')
 TIMEOUT_S = 10.0
+LATE_S = 2.0
+"""An answer that takes longer than this, from when the request left, is no answer any more."""
 
 
 @dataclass(slots=True)
@@ -27,6 +30,11 @@ class Shot:
     version: int = 0
     why: str = ""
 
+    @property
+    def failed(self) -> bool:
+        """Whether its caller would complain."""
+        return self.status != 200 or bool(self.why)
+
 
 class Connection(asyncio.Protocol):
     """Keep-alive, one request at a time."""
@@ -36,6 +44,7 @@ class Connection(asyncio.Protocol):
         self.transport: Any = None
         self.shot: Shot | None = None
         self.data = b""
+        self.id: re.Match[bytes] | None = None
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -43,6 +52,7 @@ class Connection(asyncio.Protocol):
     def fire(self, shot: Shot, request: bytes) -> None:
         self.shot = shot
         self.data = b""
+        self.id = ID.search(request)
         self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
@@ -58,6 +68,10 @@ class Connection(asyncio.Protocol):
         shot.version = int(version[1]) if version else 0
         if shot.status != 200:
             shot.why = self.data[head + 4 : head + 300].decode(errors="replace")
+        elif self.id is not None and ((echoed := ID.search(self.data, head)) is None or echoed[1] != self.id[1]):
+            shot.why = f"the answer to another request: {self.data[head + 4 : head + 200]!r}"
+        elif shot.answered - shot.sent > LATE_S:
+            shot.why = f"answered after more than {LATE_S:g} s"
         if b"connection: close" in self.data[:head].lower():
             self.transport.close()
         else:

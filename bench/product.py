@@ -42,12 +42,20 @@ class Product:
 
     def push(self, model: str, artifact: Path, **version: Any) -> int:
         """Register a version; its number."""
+        return self.register(model, self.put(artifact), artifact.name, **version)
+
+    def put(self, artifact: Path) -> str:
+        """Store an artifact; its digest."""
         data = artifact.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
         put = self.client.put(f"/api/v1/artifacts/{digest}", content=data, timeout=120.0)
         if put.status_code >= 400:
             fail(f"artifact: {put.status_code} {put.text}")
-        body = {"digest": digest, "file_name": artifact.name, **version}
+        return digest
+
+    def register(self, model: str, digest: str, file_name: str, **version: Any) -> int:
+        """Register a version of an artifact that was put; its number."""
+        body = {"digest": digest, "file_name": file_name, **version}
         return int(self.call("POST", f"/api/v1/models/{model}/versions", body)["result"]["version"])
 
     def deploy(self, model: str, version: int, replicas: int = 1, threads: int = 1, ready: bool = True) -> None:

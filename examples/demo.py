@@ -16,9 +16,11 @@ import threading
 import time
 from importlib import util
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
+import sklearn.datasets
 from lightgbm import LGBMClassifier
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
@@ -121,33 +123,42 @@ def vision(shell: Shell, client: Client) -> None:
     shutil.copy(Path(found.origin).parent / "open-nsfw.onnx", "open-nsfw.onnx")
     shell.run("headrace models push nsfw open-nsfw.onnx")
     shell.run("headrace deploy nsfw@1 --threads 2")
-    spec = client.signature("nsfw").inputs[0]
-    image = np.random.default_rng(0).random([1 if n == -1 else n for n in spec.shape], np.float32) * 255
+    names = ("china.jpg", "flower.jpg")  # photographs that scikit-learn brings along
+    images = np.stack([pixels(Path(sklearn.datasets.__file__).parent / "images" / name) for name in names])
     start = time.monotonic()
-    answer = client.predict("nsfw", image)
+    scores = client.predict("nsfw", images).array
     taken = (time.monotonic() - start) * 1000
-    print(f">>> client.predict('nsfw', image).array    # image: {list(image.shape)}")
-    print(f"{answer.array}    in {taken:.0f} ms")
+    print(f">>> client.predict('nsfw', images).array    # {' and '.join(names)} as {images.dtype} {list(images.shape)}")
+    print(f"{scores}    in {taken:.0f} ms: columns safe, unsafe")
 
 
-def tritonclient(client: Client, row: list[float]) -> None:
-    """The same request by somebody else's client."""
+def pixels(file: Path) -> np.ndarray[Any, Any]:
+    """A JPEG as the model was trained to see it: the middle of 256 x 256, blue first, means taken off."""
+    from PIL import Image
+
+    with Image.open(file) as image:
+        middle = image.convert("RGB").resize((256, 256)).crop((16, 16, 240, 240))
+    return np.asarray(middle, np.float32)[:, :, ::-1] - np.array([104, 117, 123], np.float32)
+
+
+def by_tritonclient(client: Client, grpc_url: str, row: list[float]) -> None:
+    """The same request by somebody else's clients, over HTTP and over gRPC."""
     if util.find_spec("tritonclient") is None:
         print("(skipped: the package tritonclient is not installed)")
         return
-    import tritonclient.http as triton
+    import tritonclient.grpc
+    import tritonclient.http
 
-    http = triton.InferenceServerClient(client.access.url.removeprefix("http://"))
-    tensor = triton.InferInput("input", [1, len(row)], "FP64")
-    tensor.set_data_from_numpy(np.array([row]))
     headers = {"authorization": f"Bearer {client.access.api_key}"}
-    result = http.infer("cancer", [tensor], headers=headers)
-    print(
-        ">>> tritonclient.http ... .infer('cancer', ...).as_numpy('probabilities')",
-        result.as_numpy("probabilities"),
-        sep="\n",
-    )
-    http.close()
+    for triton, address in (
+        (tritonclient.http, client.access.url.removeprefix("http://")),
+        (tritonclient.grpc, grpc_url),
+    ):
+        tensor = triton.InferInput("input", [1, len(row)], "FP64")
+        tensor.set_data_from_numpy(np.array([row]))
+        with triton.InferenceServerClient(address) as server:
+            result = server.infer("cancer", [tensor], headers=dict(headers)).as_numpy("probabilities")
+        print(f">>> {triton.__name__} ... .infer('cancer', ...).as_numpy('probabilities')\n{result}")
 
 
 def ship(shell: Shell, client: Client, rows: list[list[float]]) -> None:
@@ -156,14 +167,18 @@ def ship(shell: Shell, client: Client, rows: list[list[float]]) -> None:
     load.start()
     shell.run("headrace models push cancer cancer-v2.txt")
     shell.run("headrace deploy cancer@2 --traffic 10")
+    canary = len(load.answers)
     time.sleep(1.5)
+    during = [version for _, _, version in load.answers[canary:]]
+    print(f"(1.5 s later: of {len(during)} answers, {during.count('2')} by version 2)")
     shell.run("headrace traffic set cancer 2=100 --why 'it is better'")
     time.sleep(1.0)
     shell.run("headrace status")
     before = time.monotonic()
     reply = client.rollback("cancer", "the demo")
     acknowledged = time.monotonic()
-    print(f">>> client.rollback('cancer')\neffective: {reply.change.effective}, weights: {reply.result.weights}")
+    weights = ", ".join(f"version {version}: {percent:g} %" for version, percent in reply.result.weights.items())
+    print(f">>> client.rollback('cancer', 'the demo')\n{weights}; on every router after {reply.change.effective_ms} ms")
     time.sleep(1.0)
     load.stopping.set()
     load.join(10)
@@ -171,7 +186,7 @@ def ship(shell: Shell, client: Client, rows: list[list[float]]) -> None:
     late = [1 for sent, _, version in load.answers if version == "2" and sent > acknowledged]
     counts = {v: sum(1 for *_, version in load.answers if version == v) for v in ("1", "2")}
     last = (max(old) - before) * 1000 if old else 0.0
-    print(f"requests served: {len(load.answers)} (by version: {counts})")
+    print(f"requests served: {len(load.answers)} (by version 1: {counts['1']}, by version 2: {counts['2']})")
     print(f"requests failed: {len(load.failures)}")
     print(f"answers by version 2 to requests sent after the rollback was acknowledged: {len(late)}")
     print(f"milliseconds from the rollback to the last answer by version 2: {last:.1f}")
@@ -190,7 +205,7 @@ def main() -> None:
     print(f"version 1, logistic regression: accuracy {first:.3f}; version 2, boosted trees: {second:.3f}")
     say("Starting the platform")
     print("$ headrace up")
-    platform = Platform(str(folder / "data"))
+    platform = Platform(str(folder / "data"), grpc=True)
     try:
         print((folder / "data" / "up.log").read_text().rstrip())
         shell, client = Shell(platform.client), platform.client
@@ -201,10 +216,10 @@ def main() -> None:
         Path("row.json").write_text(json.dumps({"inputs": [tensor]}))
         if shutil.which("curl"):
             shell.run(
-                "curl -s $HEADRACE_URL/v2/models/cancer/infer -H 'Authorization: Bearer $HEADRACE_API_KEY' -d @row.json"
+                'curl -s $HEADRACE_URL/v2/models/cancer/infer -H "Authorization: Bearer $HEADRACE_API_KEY" -d @row.json'
             )
         print(f">>> client.predict('cancer', row).outputs\n{client.predict('cancer', rows[0]).outputs}")
-        tritonclient(client, rows[0])
+        by_tritonclient(client, platform.grpc_url, rows[0])
         say("A vision model")
         vision(shell, client)
         say(f"Version 2 at 10 %, at 100 %, and rolled back, while {LOAD_PER_S} requests a second run")

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from headrace.client.client import Client
 from headrace.client.serve import Platform
 from tests import models
 
+settings.register_profile("untimed", deadline=None)  # how long an example takes is the machine's business
+settings.load_profile("untimed")
+
 
 @pytest.fixture(scope="session")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """A platform on free ports, with its admin's client."""
-    started = Platform(str(tmp_path_factory.mktemp("platform")))
+    started = Platform(str(tmp_path_factory.mktemp("platform")), grpc=True)
     yield started
     started.stop()
 

@@ -270,6 +270,37 @@ def several_onnx() -> Artifact:
     )
 
 
+ONNX_TYPES = {
+    "BOOL": TensorProto.BOOL,
+    "UINT8": TensorProto.UINT8,
+    "UINT16": TensorProto.UINT16,
+    "UINT32": TensorProto.UINT32,
+    "UINT64": TensorProto.UINT64,
+    "INT8": TensorProto.INT8,
+    "INT16": TensorProto.INT16,
+    "INT32": TensorProto.INT32,
+    "INT64": TensorProto.INT64,
+    "FP16": TensorProto.FLOAT16,
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+    "BYTES": TensorProto.STRING,
+}
+
+
+@functools.cache
+def identity_onnx(*datatypes: str) -> Artifact:
+    """Per OIP datatype an input of its name, [-1,2], and an output ``<name>_out`` that is the same; all when none is
+    named."""
+    value, names = helper.make_tensor_value_info, datatypes or tuple(ONNX_TYPES)
+    types = ONNX_TYPES | {"BF16": TensorProto.BFLOAT16}
+    graph = onnx_graph(
+        [helper.make_node("Identity", [name], [f"{name}_out"]) for name in names],
+        [value(name, types[name], ["rows", 2]) for name in names],
+        [value(f"{name}_out", types[name], ["rows", 2]) for name in names],
+    )
+    return Artifact("onnx", "identity.onnx", graph)
+
+
 @functools.cache
 def zipmap_onnx(only: bool = False) -> Artifact:
     """A classifier whose probabilities are a sequence of maps; with `only` it has no other output."""

@@ -21,7 +21,9 @@ UP = """
 import sys
 from headrace.core.config import Settings
 from headrace.deploy.node import run_node
-sys.exit(run_node(Settings(data=sys.argv[1], http_port=int(sys.argv[2]), control_port=int(sys.argv[3]), drain_s=5)))
+data, *ports = sys.argv[1:]
+http, control, grpc = map(int, ports)
+sys.exit(run_node(Settings(data=data, http_port=http, control_port=control, grpc_port=grpc, drain_s=5)))
 """
 
 
@@ -42,10 +44,10 @@ def runs(pid: int) -> bool:
 class Up:
     """A node agent in a folder."""
 
-    def __init__(self, folder: Path, http_port: int = 0, control_port: int = 0) -> None:
+    def __init__(self, folder: Path, http_port: int = 0, control_port: int = 0, grpc_port: int = -1) -> None:
         self.folder = folder
         self.output = folder.with_name(f"{folder.name}-{time.monotonic_ns()}.log")
-        command = [sys.executable, "-c", UP, str(folder), str(http_port), str(control_port)]
+        command = [sys.executable, "-c", UP, str(folder), *map(str, (http_port, control_port, grpc_port))]
         with self.output.open("w") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
@@ -133,10 +135,12 @@ def test_a_second_one_on_the_folder_or_the_port_is_refused_and_told_why(up: Call
     assert second.process.wait(20) == 1
     assert f"in use by another headrace (process {node.process.pid})" in second.said
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        third = Up(tmp_path / "other", taken.getsockname()[1])
-        try:
-            assert third.process.wait(20) == 1
-            assert "http_port: port" in third.said
-        finally:
-            third.end()
+        number = taken.getsockname()[1]
+        for ports, setting in (((number,), "http_port"), ((0, number), "control_port"), ((0, 0, number), "grpc_port")):
+            third = Up(tmp_path / "other", *ports)
+            try:
+                assert third.process.wait(20) == 1
+                assert f"{setting}: port {number}" in third.said
+            finally:
+                third.end()
     assert node.live() == 200

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from headrace.core.config import Settings
@@ -18,6 +21,7 @@ from headrace.core.specs import EngineOptions, ReplicaSpec, ReplicaStatus, Serve
 from headrace.deploy.fleet import Fleet
 from headrace.deploy.local import LocalFleet
 from headrace.deploy.node import Node
+from headrace.server.examine import Examine, Examined, examine
 from tests import models
 
 Open = Callable[[], AbstractAsyncContextManager[Fleet]]
@@ -126,6 +130,31 @@ def test_a_replica_starts_drains_stops_and_is_forgotten(on: Any, tmp_path: Path)
                 os.kill(ready.pid, 0)
             await fleet.forget("a")
             await until_gone(fleet, "a")
+
+    on(test)
+
+
+@pytest.mark.parametrize("make", [models.echo_onnx, models.classifier_xgboost, models.classifier_lightgbm])
+def test_a_replica_holds_its_own_engine_and_no_more_threads_than_it_is_given(
+    on: Any, tmp_path: Path, make: Callable[[], models.Artifact]
+) -> None:
+    async def test(connect: Open) -> None:
+        artifact = make()
+        examined = examine(Examine(artifact.engine, str(artifact.save(tmp_path))))
+        assert isinstance(examined, Examined)
+        async with connect() as fleet:
+            wanted = spec(tmp_path, "a", replace(artifact, signature=examined.signature, options=examined.options))
+            await fleet.start(msgspec.structs.replace(wanted, threads=3))
+            replica = Path(f"/proc/{(await until(fleet, 'a', 'ready')).pid}")
+            environment = (replica / "environ").read_bytes().split(b"\0")
+            assert {b"OMP_NUM_THREADS=3", b"OPENBLAS_NUM_THREADS=3"} <= set(environment)
+            maps = (replica / "maps").read_text()
+            libraries = {
+                name for name in ("onnxruntime", "xgboost", "lightgbm", "sklearn", "scipy") if f"/{name}/" in maps
+            }
+            assert libraries == {"onnxruntime" if artifact.engine == "onnx" else artifact.engine}
+            resident = re.search(r"VmRSS:\s+(\d+) kB", (replica / "status").read_text())
+            assert resident and int(resident[1]) * 1024 - len(artifact.content) <= 120e6
 
     on(test)
 

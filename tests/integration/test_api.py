@@ -117,6 +117,27 @@ def test_weights_that_cannot_be(served: Control, weights: object, status: int, f
     assert (problem.status, problem.field) == (status, field)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        ("/keys", {"tenant": "risk", "role": "boss"}, "role: 'boss', expected admin, developer, operator, viewer"),
+        (
+            "/models/echo/versions",
+            {"digest": "0" * 64, "file_name": "a", "options": {"nan": "maybe"}},
+            "options.nan: 'maybe', expected allow, reject",
+        ),
+    ],
+)
+def test_a_word_that_is_none_of_those_expected(served: Control, path: str, body: object, says: str) -> None:
+    assert served.refused("POST", path, body).detail == says
+
+
+def test_names_that_are_nearly_right_are_suggested(served: Control) -> None:
+    assert served.refused("GET", "/models/ecko").hint == "did you mean echo?"
+    assert served.refused("GET", "/models/quite-other").hint == "headrace models push quite-other FILE"
+    assert served.refused("GET", "/tenants/rsik").hint == "did you mean risk?"
+
+
 def test_if_match_holds_a_policy_to_its_epoch(served: Control) -> None:
     tag = served.call("GET", "/models/echo/traffic").headers["etag"]
     body = {"weights": {"1": 80, "2": 20}}

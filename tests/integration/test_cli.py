@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas
 import pytest
+import typer
+from typer.testing import CliRunner
 
 import headrace
+from headrace.cli import output
+from headrace.cli.main import app
 from headrace.client.serve import Platform
 from headrace.core import errors
 from tests import models
@@ -61,7 +68,7 @@ def test_a_model_from_file_to_rollback(run: Run, tmp_path: Path) -> None:
     assert (outcome["result"]["state"], outcome["result"]["traffic_percent"]) == ("ready", 0.0)
     shifted = run("traffic", "set", "cli", "1=0", "2=100", "--why", "better")
     assert "cli: 2: 100 %" in shifted.stdout
-    assert "in effect on 1 router after" in shifted.stdout
+    assert "in effect on 2 routers after" in shifted.stdout
     assert "undo: headrace rollback cli" in shifted.stdout
     (tmp_path / "rows.csv").write_text("x\n2\n4\n")
     reply = json.loads(run("predict", "cli", "--input", str(tmp_path / "rows.csv"), "--json").stdout)
@@ -119,10 +126,21 @@ def test_tenants_keys_pins_and_grants(run: Run, platform: Platform, echo: str) -
         (("scale", "absent", "1"), 1, "names no version", "absent@1"),
         (("models", "push", "m", "nowhere.onnx"), 1, "nowhere.onnx does not exist", ""),
         (("predict", "absent", "--row", "1"), 1, "absent", ""),
-        (("predict", "echo"), 1, "--row or --input", "headrace predict"),
+        (("predict", "ehco", "--row", "1"), 1, "'ehco' does not exist", "did you mean echo?"),
+        (("predict", "echo@9", "--row", "1"), 1, "no deployed version '9'", "headrace deploy echo@9"),
+        (("predict", "echo", "--row", "1", "--timeout-s", "0"), 1, "timeout_s: 0, expected", ""),
+        (("predict", "echo", "--input", "nowhere.json"), 1, "nowhere.json: No such file", ""),
+        (("predict", "echo", "--input", "/"), 1, "Is a directory", ""),
+        (("predict", "echo"), 2, "--row or --input", ""),
+        (("models", "show", "ehco"), 1, "'ehco' does not exist", "did you mean echo?"),
+        (("tenants", "show", "defualt"), 1, "'defualt' does not exist", "did you mean default?"),
+        (("keys", "create", "--role", "admn"), 2, "viewer, developer, operator, admin; did you mean admin?", ""),
+        (("models", "push", "m", "f", "--engine", "onx"), 2, "did you mean onnx?", ""),
+        (("up", "--http-port", "99999"), 1, "http_port: 99999, expected 0 to 65535", ""),
+        (("config", "show", "--config", "/"), 1, "Is a directory", ""),
         (("predict", "echo", "--row", "a"), 1, "FP32", ""),
-        (("traffic", "set", "echo", "1=half"), 1, "expected a number", ""),
-        (("changes", "--since", "yesterday"), 1, "expected a time", ""),
+        (("traffic", "set", "echo", "1=half"), 2, "expected a number", ""),
+        (("changes", "--since", "yesterday"), 2, "expected a time", ""),
         (("deploy",), 2, "Missing argument", ""),
         (("nonsense",), 2, "No such command", ""),
     ],
@@ -162,10 +180,70 @@ def test_commands_that_need_no_platform(tmp_path: Path) -> None:
     assert "did you mean routers?" in run("config", "show", "--config", str(tmp_path / "h.toml"), code=1).stderr
 
 
+def test_a_variable_with_a_slip_in_it_is_refused_and_others_of_the_prefix_are_not(tmp_path: Path) -> None:
+    slip = run_with({"HEADRACE_ROUTRS": "2"})
+    assert "did you mean HEADRACE_ROUTERS?" in slip("config", "show", code=1).stderr
+    kubernetes = run_with({"HEADRACE_SERVICE_HOST": "10.0.0.1", "HEADRACE_PORT": "tcp://10.0.0.1:8000"})
+    assert kubernetes("config", "show").stdout
+
+
+def commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command and group of commands, as it is typed."""
+    yield words
+    for word, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*words, word))
+
+
+def test_every_command_explains_itself() -> None:
+    runner = CliRunner()
+    for words in commands(typer.main.get_command(app)):
+        shown = runner.invoke(app, [*words, "--help"])
+        assert shown.exit_code == 0, words
+        assert shown.output.startswith("Usage: ") and "--help" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("shell", "environment"),
+    [
+        ("bash", {"COMP_WORDS": "headrace predict ech", "COMP_CWORD": "2"}),
+        ("zsh", {"_TYPER_COMPLETE_ARGS": "headrace predict ech"}),
+        ("fish", {"_TYPER_COMPLETE_ARGS": "headrace predict ech", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}),
+    ],
+)
+def test_shells_complete_names_of_models(
+    platform: Platform, echo: str, shell: str, environment: dict[str, str]
+) -> None:
+    script = "import sys; from headrace.cli.main import app; sys.argv = ['headrace']; app(prog_name='headrace')"
+    environment |= {**os.environ, "HEADRACE_DATA": str(platform.folder), "_HEADRACE_COMPLETE": f"complete_{shell}"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert echo in done.stdout, done.stderr
+
+
+def test_ctrl_c_ends_a_watch_quietly(platform: Platform, echo: str) -> None:
+    command = [sys.executable, "-m", "headrace.cli.main", "status", "--watch"]
+    environment = {**os.environ, "HEADRACE_DATA": str(platform.folder)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as watch:
+        assert watch.stdout is not None and watch.stdout.readline().startswith("headrace ")
+        watch.send_signal(signal.SIGINT)
+        _, wrong = watch.communicate(timeout=30)
+    assert (watch.returncode, wrong) == (130, "")
+
+
+def test_a_fault_of_ours_is_one_line_too() -> None:
+    def broken() -> None:
+        raise RuntimeError("a wheel came off")
+
+    command = typer.Typer()
+    command.command()(output.guarded(broken))
+    shown = CliRunner().invoke(command, [])
+    assert shown.exit_code == 1
+    assert "error: a fault of headrace: RuntimeError: a wheel came off" in shown.stderr
+
+
 # ------------------------------------------------------------------------------------------------ SDK
 def test_the_async_client_does_what_the_sync_one_does(platform: Platform, echo: str, tmp_path: Path) -> None:
-    import asyncio
-
     access = platform.client.access
 
     async def work() -> None:
@@ -195,6 +273,26 @@ def test_objects_are_pushed_as_they_are(platform: Platform) -> None:
     np.testing.assert_allclose(reply.array, model.predict_proba(rows[:5].astype(np.float64)), rtol=1e-6)
     assert client.models.push("object", model, outputs=["probabilities"]).result.version == 1
     client.deployments.remove("object@1")
+
+
+def test_serving_and_pushing_work_where_an_event_loop_runs_as_in_a_notebook(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = platform.client.access
+    monkeypatch.setenv("HEADRACE_URL", access.url)
+    monkeypatch.setenv("HEADRACE_CONTROL_URL", access.control_url)
+    monkeypatch.setenv("HEADRACE_API_KEY", access.api_key)
+    rows, _ = models.breast_cancer()
+
+    async def cell() -> None:
+        model = models.sklearn_classifier()
+        with headrace.serve(model, "cell") as endpoint:
+            frame = pandas.DataFrame(rows[:3])
+            found = endpoint.predict(frame, unit="user-1", timeout_s=20).frame()
+            assert list(found["label"]) == model.predict(rows[:3].astype(np.float64)).tolist()
+        assert headrace.push(model, "cell").model == "cell"
+
+    asyncio.run(cell())
 
 
 def test_an_object_is_served_in_one_line() -> None:

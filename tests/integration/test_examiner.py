@@ -149,3 +149,23 @@ def test_a_model_that_hangs_is_ended() -> None:
             await examiner.close()
 
     asyncio.run(go())
+
+
+def test_the_warm_process_leaves_when_nobody_asks_and_another_comes_when_somebody_does() -> None:
+    async def go() -> None:
+        examiner = Examiner((sys.executable, "-c", BY_PATH), idle_s=0.2)
+        try:
+            first = await asked(examiner, "onnx", "fine")
+            second = await asked(examiner, "onnx", "fine")  # before it leaves: the same one
+            assert first.fault is not None and first.fault == second.fault
+            pid = int(first.fault.message.removeprefix("pid "))
+            end = time.monotonic() + 20
+            while Path(f"/proc/{pid}").exists():
+                assert time.monotonic() < end, "it stays"
+                await asyncio.sleep(0.02)
+            third = await asked(examiner, "onnx", "fine")
+            assert third.fault is not None and third.fault != first.fault
+        finally:
+            await examiner.close()
+
+    asyncio.run(go())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -60,6 +62,20 @@ def test_every_family_has_help_and_the_prefix(metrics: Metrics) -> None:
     for family in families:
         assert family.documentation.endswith("."), family.name
         assert family.name.startswith("headrace_")
+
+
+def test_the_page_has_every_metric_with_its_kind_and_labels_and_no_other(metrics: Metrics) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(headrace_\w+)` \| (\w+) \| ([^|]*) \| .+\.\s*\|$", page, flags=re.MULTILINE)
+    told = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    found = {}
+    for family in text_string_to_metric_families(metrics.prometheus().decode()):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = {label for sample in family.samples for label in sample.labels}
+        found[name] = (family.type, labels - {"le"})
+    assert told == found
+    for name in set(re.findall(r"headrace_\w+", page)):
+        assert re.sub(r"_(bucket|sum|count)$", "", name) in found, name
 
 
 def test_requests_are_counted_by_status(metrics: Metrics) -> None:

@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -20,13 +18,7 @@ from headrace.client.serve import Platform, serve
 from headrace.core.errors import Conflict, InvalidInput, NotFound, Unprocessable
 from headrace.deploy.node import NodeInfo
 from tests import models
-
-
-def until(true: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.02)
+from tests.polling import until
 
 
 def served(client: Client, model: str, unit: str = "u") -> str:

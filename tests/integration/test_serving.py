@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gzip
 import json
 import socket
@@ -128,37 +127,6 @@ def test_another_tenants_model_needs_a_grant_and_quotas_hold(client: Client, ech
     assert httpx.post(url, json=body([1.0]), headers=headers).status_code == 403
 
 
-def test_no_reply_ever_reaches_another_caller(platform: Platform, client: Client, echo: str) -> None:
-    """100,000 pipelined requests over 40 connections, each asking for its own number."""
-    client.call(calls.update_tenant("default", TenantUpdate(None, 1e6, 1e6, 1_000_000)))
-    access = platform.client.access
-    host, port = access.url.removeprefix("http://").split(":")
-
-    async def caller(number: int) -> int:
-        reader, writer = await asyncio.open_connection(host, int(port))
-        right = 0
-        for burst in range(100):
-            values = [number * 10_000 + burst * 25 + k for k in range(25)]
-            for value in values:
-                text = json.dumps({"id": str(value), **body([float(value)])}).encode()
-                head = f"POST /v2/models/{echo}/infer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {access.api_key}\r\n"
-                writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(text) + text)
-            for value in values:
-                lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
-                length = next(int(line[15:]) for line in lines if line.startswith("content-length:"))
-                reply = json.loads(await reader.readexactly(length))
-                assert reply["id"] == str(value), (value, reply)
-                assert reply["outputs"][0]["data"] == [float(value)]
-                right += 1
-        writer.close()
-        return right
-
-    async def all_of_them() -> int:
-        return sum(await asyncio.gather(*(caller(number) for number in range(40))))
-
-    assert asyncio.run(all_of_them()) == 100_000
-
-
 def test_clients_that_leave_or_send_rubbish_disturb_nobody(platform: Platform, http: httpx.Client, echo: str) -> None:
     host, port = platform.client.access.url.removeprefix("http://").split(":")
     text = json.dumps(body([1.0])).encode()
@@ -173,11 +141,31 @@ def test_clients_that_leave_or_send_rubbish_disturb_nobody(platform: Platform, h
         (b"GET / HTTP/1.1\r\n" + b"x: " + b"y" * 40_000, b"431"),
         (head + b"Content-Length: 99999999\r\n\r\n" + bytes(70 << 20), b"413"),
     ):
-        with socket.create_connection((host, int(port)), timeout=10) as sent:
-            with contextlib.suppress(OSError):  # it was refused before all of it was read
-                sent.sendall(rubbish)
-            try:
-                assert status in sent.recv(100)
-            except ConnectionResetError:
-                assert status == b"413"
+        with socket.create_connection((host, int(port)), timeout=60) as sent:
+            sent.sendall(rubbish)
+            assert status in sent.recv(100)
     assert http.post(f"/v2/models/{echo}/infer", json=body([1.0])).status_code == 200
+
+
+def test_large_bodies_pipelined_come_back_in_order(platform: Platform, echo: str) -> None:
+    host, port = platform.client.access.url.removeprefix("http://").split(":")
+    rows = 200_000
+
+    async def go() -> None:
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 20)
+        for number in range(6):
+            raw = np.full((rows, 1), number, np.float32).tobytes()
+            head = f"POST /v2/models/{echo}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(raw)}\r\n"
+            head += (
+                f"Authorization: Bearer {platform.client.access.api_key}\r\nInference-Header-Content-Length: 0\r\n\r\n"
+            )
+            writer.write(head.encode() + raw)
+        for number in range(6):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            assert head.startswith("http/1.1 200"), head
+            length = next(int(line[15:]) for line in head.split("\r\n") if line.startswith("content-length:"))
+            reply = await reader.readexactly(length)
+            assert np.array_equal(np.frombuffer(reply[-4 * rows :], np.float32), np.full(rows, number, np.float32))
+        writer.close()
+
+    asyncio.run(asyncio.wait_for(go(), 60))

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection
 
 from headrace.controlplane import accounts, changes
-from headrace.controlplane.routing_state import Reader
+from headrace.controlplane.routing_state import NOTHING, read
 from headrace.controlplane.settle import due, settle
 from headrace.controlplane.store import open_store
 from headrace.core.database import now, transaction
@@ -32,7 +32,6 @@ class World:
         self.model = registry.ensure_model(connection, tenant.index, "m").id
         self.name = f"{tenant.name}/m"
         self.ready: dict[tuple[str, int], Standing] = {}
-        self.reader = Reader()
 
     def deploy(self, version: int, share: float | None = None, ready: bool = True) -> None:
         if registry.find_version(self.connection, self.model, version) is None:
@@ -51,9 +50,9 @@ class World:
         deploy_store.mark_traffic(self.connection, self.model, set(weights))
 
     def settle(self) -> bool:
-        changed = settle(self.connection, self.reader, self.ready)
-        settle(self.connection, self.reader, self.ready)  # what the first made possible
-        assert not due(self.reader(self.connection), self.ready), "it comes to rest"
+        changed = settle(self.connection, NOTHING, [self.model], self.ready)
+        settle(self.connection, NOTHING, [self.model], self.ready)  # what the first made possible
+        assert not due(read(self.connection).models.values(), self.ready), "it comes to rest"
         return changed
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.controlplane.routing_state import Reader
+from headrace.controlplane.routing_state import NOTHING, read
 from headrace.controlplane.settle import settle
 from tests import models
 from tests.integration.control import Control, control
@@ -26,7 +26,7 @@ def ready(served: Control, version: int, percent: float | None = None) -> dict[s
     """Deploy a version, have it be ready and the platform settle; the weights then."""
     served.do("POST", "/deployments", {"model": f"echo@{version}", "traffic_percent": percent})
     served.fleet.ready("default/echo", version)
-    served.run(served.store.run(lambda c: settle(c, Reader(), served.fleet.standings)))
+    served.run(served.store.run(lambda c: settle(c, NOTHING, read(c).models, served.fleet.standings)))
     weights: dict[str, float] = served.do("GET", "/models/echo/traffic")["weights"]
     return weights
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from headrace.core.errors import InvalidInput
 from headrace.core.snapshot import SLOTS, Slots
-from headrace.traffic.allocate import allocate, slot_counts, weights_of
+from headrace.traffic.allocate import allocate, slot_counts, weights_of, with_share
 from headrace.traffic.decide import compile_policy, edge_of, slot_of
 
 Splits = st.lists(st.integers(0, 20), min_size=1, max_size=6).filter(any)
@@ -78,10 +79,48 @@ def test_a_ramp_keeps_whom_it_moved() -> None:
         moved = now
 
 
-def test_the_hash_is_the_same_in_another_process() -> None:
-    code = "from headrace.traffic.decide import slot_of; print([slot_of(b's', b'%d' % k) for k in range(50)])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == str([slot_of(b"s", b"%d" % k) for k in range(50)])
+DECISIONS = """
+from headrace.traffic.allocate import allocate
+from headrace.traffic.decide import compile_policy
+split = allocate(allocate((), {1: 100.0}), {1: 60.0, 2: 30.0, 3: 10.0})
+decide = compile_policy(split, {1: 1, 2: 2, 3: 3}, {}, b"salt")
+decisions = [decide(0, b"user-%d" % k) for k in range(500)]
+"""
+
+
+def test_decisions_are_the_same_in_any_process() -> None:
+    here: dict[str, list[int]] = {}
+    exec(DECISIONS, here)
+    assert set(here["decisions"]) == {1, 2, 3}
+    for hash_seed in ("0", "1", "random"):
+        command = [sys.executable, "-c", DECISIONS + "print(decisions)"]
+        env = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        out = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+        assert out.strip() == str(here["decisions"])
+
+
+@given(Splits, st.lists(st.floats(1, 99), min_size=1, max_size=4))
+def test_of_the_units_a_ramp_moves_only_the_share_that_it_adds(parts: list[int], ramp: list[float]) -> None:
+    """Whatever the split before, each unit stays or goes to the version that ramps up."""
+    new = 99
+    split = allocate((), percents(parts))
+    units = [b"user-%d" % k for k in range(1000)]
+    before = decisions(split, units)
+    for percent in sorted(ramp):
+        had = weights_of(split).get(new, 0.0)
+        split = allocate(split, with_share(weights_of(split), new, percent))
+        after = decisions(split, units)
+        moved = [unit for unit in units if before[unit] != after[unit]]
+        assert all(after[unit] == new for unit in moved)
+        share = (weights_of(split)[new] - had) / 100
+        assert abs(len(moved) / len(units) - share) < 0.08  # five standard deviations of a thousand units
+        before = after
+
+
+def decisions(split: tuple[Slots, ...], units: list[bytes]) -> dict[bytes, int | None]:
+    versions = {part.version: part.version for part in split}
+    decide = compile_policy(split, versions, {}, b"salt")
+    return {unit: decide(0, unit) for unit in units}
 
 
 def test_edges_part_the_hashes_exactly() -> None:

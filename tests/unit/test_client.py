@@ -11,9 +11,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pandas
+import polars
+import pyarrow
 import pytest
 
-from headrace.client import artifacts, calls, flows, tensors
+from headrace.client import artifacts, calls, flows, frames, steps, tensors
 from headrace.client.config import Access, choose
 from headrace.client.flows import Answer, Lost, Memory, Pause, Send
 from headrace.core import errors
@@ -94,6 +97,38 @@ def test_what_does_not_fit_is_refused_by_name(rows: object, signature: Signature
         tensors.to_arrays(rows, signature)
     assert caught.value.field == field
     assert says in caught.value.message
+
+
+COLUMNS = {"p": [1.0, 4.0], "q": [2.0, 5.0], "r": [3.0, 6.0]}
+
+
+@pytest.mark.parametrize(
+    "rows", [pandas.DataFrame(COLUMNS, index=["a", "b"]), polars.DataFrame(COLUMNS), pyarrow.table(COLUMNS)]
+)
+def test_frames_go_in_and_come_out_in_the_callers_library(rows: Any) -> None:
+    (array,) = tensors.to_arrays(rows, TABLE)
+    assert array.tolist() == [[1, 2, 3], [4, 5, 6]]
+    outputs = {"label": np.array([b"no", b"yes"], object), "p": np.array([[0.25, 0.75], [1, 0]])}
+    found = tensors.Prediction("m", "1", "", outputs, frames.origin(rows)).frame()
+    assert type(found) is type(rows)
+    expected = {"label": ["no", "yes"], "p_0": [0.25, 1.0], "p_1": [0.75, 0.0]}
+    if isinstance(rows, pandas.DataFrame):
+        assert list(found.index) == ["a", "b"]
+        assert found.to_dict("list") == expected
+    else:
+        assert (found.to_dict(as_series=False) if isinstance(rows, polars.DataFrame) else found.to_pydict()) == expected
+
+
+def test_a_frame_of_a_named_library_and_what_is_no_table() -> None:
+    plain = tensors.Prediction("m", "1", "", {"y": np.zeros((2, 1))})
+    assert plain.frame("polars").to_dict(as_series=False) == {"y": [0.0, 0.0]}
+    with pytest.raises(errors.InvalidInput, match="came in no frame"):
+        plain.frame()
+    with pytest.raises(errors.InvalidInput, match="expected pandas, polars, pyarrow"):
+        plain.frame("dask")  # type: ignore[arg-type]
+    for outputs, says in (({"y": np.zeros((2, 2, 2))}, "is no column"), ({"y": np.zeros(2), "z": np.zeros(3)}, "rows")):
+        with pytest.raises(errors.InvalidInput, match=says):
+            tensors.Prediction("m", "1", "", outputs).frame("pandas")
 
 
 def test_a_binary_reply_is_read_back_as_it_was_written() -> None:
@@ -199,7 +234,7 @@ def test_waiting_for_a_control_plane_ends(monkeypatch: pytest.MonkeyPatch) -> No
     flow = flows.request(Memory(met=True), calls.list_tenants())
     flow.send(None)
     now = time.monotonic()
-    monkeypatch.setattr(flows.time, "monotonic", lambda: now + flows.RETRY_S + 1)
+    monkeypatch.setattr(steps.time, "monotonic", lambda: now + steps.RETRY_S + 1)
     with pytest.raises(errors.Unreachable):
         flow.send(REFUSED)
 

@@ -7,13 +7,15 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import text
 
 from headrace.controlplane import accounts, changes
-from headrace.controlplane.changes import Record
-from headrace.controlplane.store import open_store
+from headrace.controlplane.changes import Answered, Record
+from headrace.controlplane.routing_state import read
+from headrace.controlplane.store import migration_config, open_store
 from headrace.core.database import connect, metadata, now, transaction
 from headrace.core.errors import Conflict
 from headrace.core.resources import Quota
@@ -27,6 +29,38 @@ def test_the_migrated_schema_is_the_one_the_code_expects(tmp_path: Path) -> None
     engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()
+
+
+def test_what_an_older_release_stored_is_all_read_at_the_first_look(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    engine = connect(url)
+    command.upgrade(migration_config(engine), "0001")
+    with transaction(engine) as connection:
+        connection.execute(
+            text(
+                "INSERT INTO tenants VALUES (0, 'default', 'active', 1, 1, 1, :at), (1, 'risk', 'active', 1, 1, 1, :at)"
+            ),
+            {"at": now()},
+        )
+        connection.execute(
+            text("INSERT INTO models VALUES (1, 1, 'churn', '', '{}', 1, 30, 1, :salt, :at)"),
+            {"salt": b"s", "at": now()},
+        )
+        connection.execute(
+            text("INSERT INTO keys VALUES ('hr_a', :digest, 1, 'viewer', '', 'active', :at)"),
+            {"digest": b"d", "at": now()},
+        )
+    engine.dispose()
+    engine = open_store(url)
+    with transaction(engine) as connection:
+        state = read(connection)
+        assert {tenant.name for tenant in state.tenants.values()} == {"default", "risk"}
+        assert [model.id for model in state.models.values()] == ["risk/churn"] and list(state.keys) == ["hr_a"]
+        assert read(connection, state) is state
+        accounts.create_tenant(connection, "third", Quota())
+        assert read(connection, state).changed_since(state.revision) == {"tenant": ["2"], "key": [], "model": []}
+    command.downgrade(migration_config(engine), "0001")
     engine.dispose()
 
 
@@ -139,13 +173,13 @@ def test_an_idempotency_key_is_bound_to_its_request_and_forgotten_after_a_day(
     engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
     with transaction(engine) as connection:
         change = changes.append(connection, "hr_a", Record("x", "default", "e"), None)
-        changes.remember(connection, "hr_a", "k", b"one", change)
-        assert changes.replayed(connection, "hr_a", "k", b"one") == change
+        changes.remember(connection, "hr_a", "k", b"one", change, b"{}")
+        assert changes.replayed(connection, "hr_a", "k", b"one") == Answered(change, b"{}")
         assert changes.replayed(connection, "hr_b", "k", b"two") is None
         with pytest.raises(Conflict):
             changes.replayed(connection, "hr_a", "k", b"two")
         connection.execute(changes.idempotency.update().values(at=now(-changes.IDEMPOTENCY_S - 1)))
-        changes.remember(connection, "hr_a", "other", b"three", change)
+        changes.remember(connection, "hr_a", "other", b"three", change, None)
         assert changes.replayed(connection, "hr_a", "k", b"two") is None
     engine.dispose()
 

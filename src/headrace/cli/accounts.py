@@ -9,7 +9,8 @@ import typer
 
 import headrace
 from headrace.cli import output
-from headrace.cli.options import Json, Tenant, Why, Yes
+from headrace.cli.options import Json, Tenant, Why, Yes, one_of
+from headrace.core.resources import ROLES
 
 tenants = typer.Typer(help="Teams and their quotas.", no_args_is_help=True)
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
@@ -75,7 +76,9 @@ def update_tenant(
     rate: Rate = None,
     burst: Burst = None,
     max_in_flight: InFlight = None,
-    state: Annotated[str | None, typer.Option(help="active or suspended.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="active or suspended.", callback=one_of("active", "suspended"))
+    ] = None,
     why: Why = None,
     json: Json = False,
 ) -> None:
@@ -91,7 +94,9 @@ def update_tenant(
 @keys.command("create")
 @output.guarded
 def create_key(
-    role: Annotated[str, typer.Option(help="viewer, developer, operator or admin.")] = "viewer",
+    role: Annotated[
+        str, typer.Option(help="viewer, developer, operator or admin.", callback=one_of(*ROLES))
+    ] = "viewer",
     tenant: Tenant = None,
     label: Annotated[str, typer.Option(help="Whose it is, for people.")] = "",
     json: Json = False,

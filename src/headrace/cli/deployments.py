@@ -10,7 +10,7 @@ from rich.status import Status
 
 import headrace
 from headrace.cli import output
-from headrace.cli.options import Json, Reference, Tenant, Why, Yes, qualified
+from headrace.cli.options import Force, Json, Reference, Tenant, Why, Yes, qualified
 
 if TYPE_CHECKING:
     from headrace.core.resources import Deployment
@@ -80,25 +80,28 @@ def deploy(
         output.done(client, text, outcome.change)
 
 
-def undeploy(reference: Reference, yes: Yes = False, tenant: Tenant = None, json: Json = False) -> None:
+def undeploy(
+    reference: Reference, force: Force = False, yes: Yes = False, tenant: Tenant = None, json: Json = False
+) -> None:
     """Stop a version's replicas."""
     if not yes and sys.stdin.isatty():
         typer.confirm(f"Stop {reference}?", abort=True)
     with headrace.Client() as client:
-        outcome = client.deployments.remove(qualified(reference, tenant))
+        outcome = client.deployments.remove(qualified(reference, tenant), force)
         output.json(outcome) if json else output.done(client, f"{reference} drains and stops", outcome.change)
 
 
 def scale(
     reference: Reference,
     replicas: Annotated[int, typer.Argument(help="Processes.")],
+    force: Force = False,
     why: Why = None,
     tenant: Tenant = None,
     json: Json = False,
 ) -> None:
     """Run another number of replicas."""
     with headrace.Client() as client:
-        outcome = client.deployments.scale(qualified(reference, tenant), replicas, why)
+        outcome = client.deployments.scale(qualified(reference, tenant), replicas, why, force)
         output.json(outcome) if json else output.done(
             client, f"{reference} goes to {replicas} replicas", outcome.change
         )

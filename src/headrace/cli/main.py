@@ -37,7 +37,7 @@ def up(
     data: Annotated[str | None, typer.Option(help="Folder that holds everything.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     http_port: Annotated[int | None, typer.Option(help="Inference over HTTP; 0: the system chooses.")] = None,
-    grpc_port: Annotated[int | None, typer.Option(help="Inference over gRPC; -1: off.")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="Inference over gRPC; 0: the system chooses; -1: off.")] = None,
     control_port: Annotated[int | None, typer.Option(help="Control-plane API and metrics.")] = None,
     routers: Annotated[int | None, typer.Option(help="Router processes sharing the HTTP port.")] = None,
     anonymous_tenant: Annotated[str | None, typer.Option(help="Tenant of requests without a key.")] = None,
@@ -51,6 +51,9 @@ def up(
     cache_max_bytes: Annotated[int | None, typer.Option(help="Artifacts kept here of a store elsewhere.")] = None,
     s3_endpoint: Annotated[str | None, typer.Option(help="URL of the storage; default: Amazon's.")] = None,
     s3_region: Annotated[str | None, typer.Option(help="Its region; default: us-east-1.")] = None,
+    s3_access_key: Annotated[str | None, typer.Option(help="Reference: env:NAME or file:/PATH.")] = None,
+    s3_secret_key: Annotated[str | None, typer.Option(help="Reference, never the key itself.")] = None,
+    s3_session_token: Annotated[str | None, typer.Option(help="Reference.")] = None,
     drain_s: Annotated[float | None, typer.Option(help="How long replicas and routers finish what they have.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     file: SettingsFile = None,
@@ -87,6 +90,7 @@ def show_status(found: Status) -> None:
     output.console.print(
         f"headrace {found.version}, up {found.uptime_s:.0f} s, {connected} of {len(found.routers)} routers connected"
     )
+    output.console.print(f"inference: HTTP {found.url}, gRPC {found.grpc_url or 'off'}")
     rows = (
         (
             f"{m.tenant}/{m.model}",

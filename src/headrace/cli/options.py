@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 import headrace
-from headrace.core.errors import InvalidInput
+from headrace.core.names import did_you_mean
 
 
 def qualified(model: str, tenant: str | None) -> str:
@@ -39,29 +40,42 @@ def complete_reference(incomplete: str) -> list[str]:
 
 Json = Annotated[bool, typer.Option("--json", help="The API's reply as JSON.")]
 Why = Annotated[str | None, typer.Option("--why", help="Reason, kept in the audit.")]
+Force = Annotated[bool, typer.Option("--force", help="Even while it has traffic: its requests are refused.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Tenant = Annotated[str | None, typer.Option("--tenant", help="Another tenant's (admins).")]
 Model = Annotated[str, typer.Argument(help="For example churn.", autocompletion=complete_model)]
 Reference = Annotated[str, typer.Argument(help="For example churn@4.", autocompletion=complete_reference)]
 
 
+def one_of(*choices: str) -> Callable[[str | None], str | None]:
+    """Checks an option that takes one of a few words."""
+
+    def check(value: str | None) -> str | None:
+        if value is None or value in choices:
+            return value
+        near = did_you_mean(value, choices)
+        raise typer.BadParameter(f"{value!r}, expected {', '.join(choices)}{f'; {near}' if near else ''}")
+
+    return check
+
+
 def pairs(items: list[str] | None, option: str) -> dict[str, str]:
-    """``NAME=TEXT`` options. Raises InvalidInput."""
+    """``NAME=TEXT`` options. Raises typer.BadParameter."""
     found = {}
     for item in items or []:
         name, equals, value = item.partition("=")
         if not equals or not name:
-            raise InvalidInput(f"{option}: {item!r}, expected NAME=VALUE", field=option)
+            raise typer.BadParameter(f"{item!r}, expected NAME=VALUE", param_hint=option)
         found[name] = value
     return found
 
 
 def numbers(items: list[str] | None, option: str) -> dict[str, float]:
-    """``NAME=NUMBER`` options. Raises InvalidInput."""
+    """``NAME=NUMBER`` options. Raises typer.BadParameter."""
     found = {}
     for name, text in pairs(items, option).items():
         try:
             found[name] = float(text)
         except ValueError:
-            raise InvalidInput(f"{option}: {name}={text!r}, expected a number", field=option) from None
+            raise typer.BadParameter(f"{name}={text!r}, expected a number", param_hint=option) from None
     return found

@@ -8,10 +8,11 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import msgspec
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from headrace.core.errors import HeadraceError, Unreachable
+from headrace.core.errors import HeadraceError, InvalidInput, PlatformFault, Unreachable
 
 if TYPE_CHECKING:
     from headrace import Client
@@ -24,6 +25,9 @@ PIPE_WIDTH = 10_000
 console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 REFUSED, UNREACHABLE = 1, 3
 INTERRUPTED = 130
+TYPERS = (typer.BadParameter, typer.Exit, typer.Abort)
+"""What Typer itself tells of."""
+WHERE = "with PYTHONDEVMODE=1 it says where; please report it"
 
 
 def json(value: object) -> None:
@@ -90,5 +94,11 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
         except BrokenPipeError:
             sys.stderr.close()
             raise SystemExit(0) from None
+        except OSError as error:  # a file of the caller's
+            fail(InvalidInput(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
+        except Exception as error:
+            if sys.flags.dev_mode or isinstance(error, TYPERS):
+                raise
+            fail(PlatformFault(f"a fault of headrace: {type(error).__name__}: {error}", hint=WHERE))
 
     return run

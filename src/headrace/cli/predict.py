@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json as json_module
@@ -14,7 +15,8 @@ import typer
 import headrace
 from headrace.cli import output
 from headrace.cli.options import Json, Reference, Tenant, qualified
-from headrace.core.errors import InvalidInput
+from headrace.core.errors import HeadraceError, InvalidInput, NotFound
+from headrace.core.names import did_you_mean, parse_reference
 
 
 def predict(
@@ -30,13 +32,29 @@ def predict(
     """Run a model on a row or a file of rows."""
     rows = read_rows(row, file)
     wanted = outputs.split(",") if outputs else None
+    name = qualified(reference, tenant)
     with headrace.Client() as client:
-        found = client.predict(qualified(reference, tenant), rows, unit=unit, outputs=wanted, timeout_s=timeout_s)
+        try:
+            found = client.predict(name, rows, unit=unit, outputs=wanted, timeout_s=timeout_s)
+        except NotFound as error:
+            error.hint = error.hint or _hint(client, reference, tenant)
+            raise
     plain = {name: _plain(array.tolist()) for name, array in found.outputs.items()}
     if json:
         return output.json({"model": found.model, "version": found.version, "id": found.id, "outputs": plain})
     output.console.print(f"{found.model}@{found.version}", style="dim")
     output.table(plain, zip(*plain.values(), strict=False), "no outputs")
+
+
+def _hint(client: headrace.Client, reference: str, tenant: str | None) -> str | None:
+    """What to type when the inference API knows no such model or version: it does not tell what others there are."""
+    wanted = parse_reference(reference)
+    with contextlib.suppress(HeadraceError):  # the first error is the one to tell
+        names = [model.name for model in client.models.list(tenant or wanted.tenant)]
+        if wanted.model in names:
+            return f"headrace deploy {reference}"
+        return did_you_mean(wanted.model, names) or "headrace models list"
+    return None
 
 
 def _plain(value: Any) -> Any:
@@ -47,19 +65,26 @@ def _plain(value: Any) -> Any:
 
 
 def read_rows(row: str | None, file: str | None) -> Any:
-    """Rows from the command line: numbers where all values of a table are, else text. Raises InvalidInput."""
+    """Rows from the command line: numbers where all values of a table are, else text. Raises InvalidInput for a
+    file that cannot be read as rows, typer.BadParameter where both or neither are given."""
     if (row is None) == (file is None):
-        raise InvalidInput("row: give either --row or --input", field="row", hint="headrace predict churn --row 1,2,3")
+        raise typer.BadParameter("give either --row or --input, as in --row 1,2,3", param_hint="--row")
+    if row is not None:
+        return _table([row.split(",")])
+    assert file is not None
     try:
-        if row is not None:
-            return _table([row.split(",")])
-        assert file is not None
         text = sys.stdin.read() if file == "-" else Path(file).read_text()
         if file.endswith(".csv"):
             return _table([line for line in csv.reader(io.StringIO(text)) if line])
         return json_module.loads(text)
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"input: {error}", field="input") from None
+    except OSError as error:
+        raise InvalidInput(f"input: {file}: {error.strerror}", field="input") from None
+    except UnicodeDecodeError:
+        raise InvalidInput(f"input: {file} is not UTF-8 text", field="input") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"input: {file} is not JSON: {error}", field="input") from None
+    except csv.Error as error:
+        raise InvalidInput(f"input: {file} is not CSV: {error}", field="input") from None
 
 
 def _table(lines: list[list[str]]) -> list[list[float]] | list[list[str]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 import headrace
 from headrace.cli import output
-from headrace.cli.options import Json, Model, Tenant, numbers, pairs, qualified
+from headrace.cli.options import Json, Model, Tenant, numbers, one_of, pairs, qualified
+from headrace.core.resources import Engine
 
 models = typer.Typer(help="The model registry.", no_args_is_help=True)
 
@@ -20,9 +21,11 @@ models = typer.Typer(help="The model registry.", no_args_is_help=True)
 def push(
     model: Model,
     path: Annotated[Path, typer.Argument(help="Model file, or a folder with model.py.")],
-    engine: Annotated[str | None, typer.Option(help="Guessed from the file's name.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Guessed from the file's name.", callback=one_of(*get_args(Engine)))
+    ] = None,
     outputs: Annotated[str | None, typer.Option(help="Outputs to compute, comma separated.")] = None,
-    nan: Annotated[str | None, typer.Option(help="reject or allow.")] = None,
+    nan: Annotated[str | None, typer.Option(help="reject or allow.", callback=one_of("reject", "allow"))] = None,
     batch_max: Annotated[int | None, typer.Option(help="Most rows in one run.")] = None,
     trust: Annotated[bool, typer.Option("--trust", help="The file may run code when loaded (a pickle).")] = False,
     metric: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER, repeatable.")] = None,
@@ -49,8 +52,8 @@ def push(
                 nan=missing,
                 batch_max=batch_max,
                 trust=trust,
-                metrics=numbers(metric, "metric"),
-                tags=pairs(tag, "tag"),
+                metrics=numbers(metric, "--metric"),
+                tags=pairs(tag, "--tag"),
                 description=description,
                 progress=lambda sent, total: bar.update(task, completed=sent, total=total),
                 force=force,

@@ -12,7 +12,6 @@ import typer
 import headrace
 from headrace.cli import output
 from headrace.cli.options import Json, Model, Tenant, Why, complete_model, numbers, qualified
-from headrace.core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from headrace import Client
@@ -57,7 +56,7 @@ def set_(
 ) -> None:
     """Split a model's traffic; units keep their version unless their own slot must move."""
     with headrace.Client() as client:
-        tell(client, client.traffic.set(qualified(model, tenant), numbers(split, "split"), why), json)
+        tell(client, client.traffic.set(qualified(model, tenant), numbers(split, "VERSION=PERCENT"), why), json)
 
 
 @traffic.command("pin")
@@ -117,12 +116,12 @@ def changes(
 
 
 def moment(text: str | None, now: float) -> str | None:
-    """A time that the API takes. Raises InvalidInput for a duration in no known unit."""
+    """A time that the API takes. Raises typer.BadParameter for a duration in no known unit."""
     if text is None or "T" in text:
         return text
     found = re.fullmatch(r"(\d{1,6})([smhd])", text)
     if found is None:
-        raise InvalidInput(f"since: {text!r}, expected a time or a duration such as 30m, 1h or 7d", field="since")
+        raise typer.BadParameter(f"{text!r}, expected a time or a duration such as 30m, 1h or 7d", param_hint="--since")
     at = now - int(found[1]) * SECONDS[found[2]]
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 

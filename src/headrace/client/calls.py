@@ -138,7 +138,9 @@ def cancel_upload(id_: str) -> Call[r.Upload]:
 def list_versions(model: str) -> Call[r.Page[r.Version]]:
     """A model's versions."""
     ref = parse_reference(model)
-    return Call("GET", f"/api/v1/models/{ref.model}/versions", r.Page[r.Version], query=_query(tenant=ref.tenant))
+    return Call(
+        "GET", f"/api/v1/models/{ref.model}/versions", r.Page[r.Version], query=_query(tenant=ref.tenant, limit=1000)
+    )
 
 
 def register(
@@ -169,7 +171,9 @@ def deploy(
 
 def list_deployments(model: str | None = None, tenant: str | None = None) -> Call[r.Page[r.Deployment]]:
     """Deployments."""
-    return Call("GET", "/api/v1/deployments", r.Page[r.Deployment], query=_query(model=model, tenant=tenant))
+    return Call(
+        "GET", "/api/v1/deployments", r.Page[r.Deployment], query=_query(model=model, tenant=tenant, limit=1000)
+    )
 
 
 def _deployment_path(reference: str) -> tuple[str, str | None]:
@@ -185,16 +189,19 @@ def show_deployment(reference: str) -> Call[r.Deployment]:
     return Call("GET", path, r.Deployment, query=_query(tenant=tenant))
 
 
-def scale(reference: str, replicas: int, reason: str | None = None) -> Call[r.Outcome[r.Deployment]]:
-    """Scale a deployment."""
+def scale(
+    reference: str, replicas: int, reason: str | None = None, force: bool = False
+) -> Call[r.Outcome[r.Deployment]]:
+    """Scale a deployment; to 0 while it has traffic only with `force`."""
     path, tenant = _deployment_path(reference)
-    return _mutation("PATCH", path, r.Outcome[r.Deployment], r.DeploymentUpdate(replicas, reason), tenant=tenant)
+    return _mutation("PATCH", path, r.Outcome[r.Deployment], r.DeploymentUpdate(replicas, reason, force), tenant=tenant)
 
 
-def undeploy(reference: str) -> Call[r.Outcome[r.Deployment]]:
-    """Undeploy a version."""
+def undeploy(reference: str, force: bool = False) -> Call[r.Outcome[r.Deployment]]:
+    """Undeploy a version; while it has traffic only with `force`."""
     path, tenant = _deployment_path(reference)
-    return _mutation("DELETE", path, r.Outcome[r.Deployment], tenant=tenant)
+    forced = "true" if force else None
+    return _mutation("DELETE", path, r.Outcome[r.Deployment], tenant=tenant, force=forced)
 
 
 def show_traffic(model: str) -> Call[r.Traffic]:
@@ -255,7 +262,7 @@ def list_changes(
 
 def list_tenants() -> Call[r.Page[r.Tenant]]:
     """Tenants."""
-    return Call("GET", "/api/v1/tenants", r.Page[r.Tenant])
+    return Call("GET", "/api/v1/tenants", r.Page[r.Tenant], query=_query(limit=1000))
 
 
 def show_tenant(name: str) -> Call[r.Tenant]:
@@ -275,7 +282,7 @@ def update_tenant(name: str, change: r.TenantUpdate) -> Call[r.Outcome[r.Tenant]
 
 def list_keys(tenant: str | None = None) -> Call[r.Page[r.Key]]:
     """Keys."""
-    return Call("GET", "/api/v1/keys", r.Page[r.Key], query=_query(tenant=tenant))
+    return Call("GET", "/api/v1/keys", r.Page[r.Key], query=_query(tenant=tenant, limit=1000))
 
 
 def create_key(role: r.Role, tenant: str | None = None, label: str = "") -> Call[r.Outcome[r.KeyCreated]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
@@ -84,8 +85,10 @@ def predict(
     """
     # A refusal of tensors built by a remembered signature may mean that another version serves by now: it is asked
     # for anew, and the request sent once more if it differs.
-    from headrace.client import tensors  # NumPy, which nothing else here needs
+    from headrace.client import frames, tensors  # NumPy, which nothing else here needs
 
+    if timeout_s is not None and not timeout_s > 0:
+        raise InvalidInput(f"timeout_s: {timeout_s:g}, expected a number of seconds over 0", field="timeout_s")
     reference = parse_reference(model)
     if version is not None:
         reference = Reference(reference.model, version, reference.tenant)
@@ -104,7 +107,8 @@ def predict(
             raise answer.error()
         assert isinstance(answer, Answer)
         if answer.status == 200:
-            return tensors.decode(answer.headers, answer.content)
+            found = tensors.decode(answer.headers, answer.content)
+            return replace(found, origin=frames.origin(rows))
         error = calls.inference_error(answer.status, answer.headers, answer.content)
         if not isinstance(error, InvalidInput | NotFound) or not remembered:
             raise error

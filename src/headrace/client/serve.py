@@ -24,15 +24,17 @@ class Platform:
 
     Args:
         data: its folder; a temporary one, removed at the end, when left out.
+        grpc: whether it serves gRPC too, at `grpc_url`.
     """
 
-    def __init__(self, data: str | None = None) -> None:
+    def __init__(self, data: str | None = None, *, grpc: bool = False) -> None:
         self._temporary = data is None
+        self.grpc_url = ""
         self.folder = Path(data or tempfile.mkdtemp(prefix="headrace-"))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._log = (self.folder / "up.log").open("w+")
         command = [sys.executable, "-m", "headrace.cli.main", "up", "--data", str(self.folder)]
-        ports = ["--http-port", "0", "--grpc-port", "-1", "--control-port", "0"]
+        ports = ["--http-port", "0", "--grpc-port", "0" if grpc else "-1", "--control-port", "0"]
         self._process = subprocess.Popen(
             [*command, *ports], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True
         )
@@ -53,6 +55,7 @@ class Platform:
                 raise Unavailable(f"the embedded platform does not start: {text[-500:]}")
             time.sleep(0.02)
         found = tomllib.loads((self.folder / "credentials.toml").read_text())
+        self.grpc_url = found["grpc_url"]
         return Client(found["url"], found["api_key"], found["control_url"])
 
     def stop(self) -> None:

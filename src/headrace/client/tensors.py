@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.client.frames import Frames, Origin, frame
 from headrace.core.errors import InvalidInput
 from headrace.core.schema import DATATYPES, Signature, TensorSpec
 
@@ -24,6 +25,19 @@ class Prediction:
     version: str
     id: str
     outputs: dict[str, Array]
+    origin: Origin | None = field(default=None, repr=False, compare=False)
+    """The frame that the rows came in."""
+
+    def frame(self, library: Frames | None = None) -> Any:
+        """The outputs as a frame of the library that the rows came in, or of a named one. See `frames.frame`."""
+        origin = self.origin if library is None or self.origin is None else replace(self.origin, library=library)
+        if origin is None:
+            if library is None:
+                raise InvalidInput(
+                    "library: the rows came in no frame: name pandas, polars or pyarrow", field="library"
+                )
+            origin = Origin(library)
+        return frame(self.outputs, origin)
 
     @property
     def array(self) -> Array:
@@ -108,7 +122,10 @@ def _numbers(value: object, spec: TensorSpec) -> Array:
     wanted = DATATYPES[spec.datatype]
     try:
         given = np.asarray(value)
-        if given.dtype.kind not in "biuf":
+        if given.dtype.kind in "US":  # by Python: NumPy's errors show text in its own notation
+            number = float if wanted.kind == "f" else int
+            given = np.array([number(item) for item in given.reshape(-1).tolist()]).reshape(given.shape)
+        elif given.dtype.kind not in "biuf":
             given = given.astype(np.float64 if wanted.kind == "f" else wanted)
         with np.errstate(over="ignore", invalid="ignore"):
             array = np.ascontiguousarray(given, wanted)

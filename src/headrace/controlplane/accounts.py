@@ -8,6 +8,7 @@ import os
 import secrets
 import tempfile
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from sqlalchemy import (
     LargeBinary,
     String,
     Table,
+    func,
     insert,
     select,
     update,
@@ -27,7 +29,10 @@ from sqlalchemy import (
 
 from headrace.controlplane import changes
 from headrace.controlplane.changes import Record
+from headrace.core import revisions
 from headrace.core.database import metadata, now
+from headrace.core.errors import NotFound
+from headrace.core.names import did_you_mean
 from headrace.core.resources import Key, Quota, Role, Tenant
 
 tenants = Table(
@@ -95,28 +100,52 @@ def list_tenants(connection: Connection) -> list[TenantRow]:
     return [TenantRow(**row._asdict()) for row in connection.execute(select(tenants).order_by(tenants.c.index))]
 
 
+def find_tenants(connection: Connection, indexes: Collection[int]) -> dict[int, TenantRow]:
+    """Index -> tenant, of those that exist; at most `KEYS_MAX`."""
+    rows = connection.execute(select(tenants).where(tenants.c.index.in_(indexes)))
+    return {found.index: found for found in (TenantRow(**row._asdict()) for row in rows)}
+
+
 def find_tenant(connection: Connection, name: str) -> TenantRow | None:
     """A tenant by name."""
     row = connection.execute(select(tenants).where(tenants.c.name == name)).first()
     return None if row is None else TenantRow(**row._asdict())
 
 
+def named_tenant(connection: Connection, name: str) -> TenantRow:
+    """A tenant by name. Raises NotFound, with the nearest name."""
+    found = find_tenant(connection, name)
+    if found is None:
+        near = did_you_mean(name, (tenant.name for tenant in list_tenants(connection)))
+        hint = near or f"headrace tenants create {name}"
+        raise NotFound(f"tenant {name!r} does not exist", field="tenant", hint=hint)
+    return found
+
+
 def create_tenant(connection: Connection, name: str, quota: Quota) -> TenantRow:
     """Add a tenant under the next index."""
-    index = max([tenant.index for tenant in list_tenants(connection)], default=-1) + 1
+    highest = connection.execute(select(func.max(tenants.c.index))).scalar()
+    index = 0 if highest is None else int(highest) + 1
     row = TenantRow(index, name, "active", quota.rate_per_s, quota.burst, quota.max_in_flight, now())
     connection.execute(insert(tenants).values({name: getattr(row, name) for name in TenantRow.__slots__}))
+    revisions.touch(connection, "tenant", index)
     return row
 
 
-def update_tenant(connection: Connection, name: str, values: dict[str, object]) -> None:
+def update_tenant(connection: Connection, index: int, values: dict[str, object]) -> None:
     """Set columns of a tenant."""
-    connection.execute(update(tenants).where(tenants.c.name == name).values(values))
+    connection.execute(update(tenants).where(tenants.c.index == index).values(values))
+    revisions.touch(connection, "tenant", index)
 
 
 def list_keys(connection: Connection) -> list[KeyRow]:
     """All keys, oldest first."""
     return [KeyRow(**row._asdict()) for row in connection.execute(select(keys).order_by(keys.c.created_at, keys.c.id))]
+
+
+def find_keys(connection: Connection, ids: Collection[str]) -> dict[str, KeyRow]:
+    """Id -> key, of those that exist; at most `KEYS_MAX`."""
+    return {row.id: KeyRow(**row._asdict()) for row in connection.execute(select(keys).where(keys.c.id.in_(ids)))}
 
 
 def find_key(connection: Connection, id_: str) -> KeyRow | None:
@@ -140,12 +169,14 @@ def create_key(connection: Connection, tenant: int, role: Role, label: str) -> t
     text = f"{id_}_{secrets.token_urlsafe(32)}"
     row = KeyRow(id_, hashlib.sha256(text.encode()).digest(), tenant, role, label, "active", now())
     connection.execute(insert(keys).values({name: getattr(row, name) for name in KeyRow.__slots__}))
+    revisions.touch(connection, "key", id_)
     return row, text
 
 
 def revoke_key(connection: Connection, id_: str) -> None:
     """A key that nobody may use any more."""
     connection.execute(update(keys).where(keys.c.id == id_).values(state="revoked"))
+    revisions.touch(connection, "key", id_)
 
 
 def bootstrap(connection: Connection, credentials: Path, urls: dict[str, str]) -> None:

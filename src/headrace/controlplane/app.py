@@ -11,9 +11,10 @@ from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import Message, Scope
 
 from headrace import __version__
-from headrace.controlplane import artifact_routes, problems
+from headrace.controlplane import problems
 from headrace.controlplane.platform import Platform
-from headrace.controlplane.routes import HANDLERS, authenticate
+from headrace.controlplane.routes import HANDLERS
+from headrace.controlplane.routes.asked import authenticate
 from headrace.core.errors import HeadraceError
 
 BODY_MAX = 1 << 20
@@ -36,7 +37,7 @@ def create_app(platform: Platform, artifact_max_bytes: int) -> Litestar:
         artifact_max_bytes: largest artifact; other bodies may have 1 MiB.
     """
     return Litestar(
-        route_handlers=[*HANDLERS, *artifact_routes.HANDLERS],
+        route_handlers=HANDLERS,
         dependencies={
             "platform": Provide(lambda: platform, sync_to_thread=False),
         },

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Column, Connection, Integer, LargeBinary, Row, String, Table, Text, func, insert, select
 
+from headrace.core import revisions
 from headrace.core.database import metadata, now
 from headrace.core.errors import Conflict
 from headrace.core.resources import Change
@@ -34,14 +35,8 @@ idempotency = Table(
     Column("request", LargeBinary, nullable=False),
     Column("change", Integer, nullable=False),
     Column("at", String(32), nullable=False, index=True),
+    Column("answer", LargeBinary, nullable=True),
 )
-counters = Table(
-    "counters",
-    metadata,
-    Column("name", String(32), primary_key=True),
-    Column("value", Integer, nullable=False),
-)
-
 
 IDEMPOTENCY_S = 24 * 3600.0
 """How long an idempotency key is remembered."""
@@ -85,9 +80,16 @@ def append(connection: Connection, actor: str, record: Record, reason: str | Non
     return int(key[0])
 
 
-def replayed(connection: Connection, actor: str, key: str, request: bytes) -> int | None:
-    """The change that this idempotency key made before; None when it is new. Raises Conflict when it came with
-    another request.
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What an idempotency key did: its change, and the answer; None where the answer carried a secret."""
+
+    change: int
+    answer: bytes | None
+
+
+def replayed(connection: Connection, actor: str, key: str, request: bytes) -> Answered | None:
+    """What this idempotency key did before; None when it is new. Raises Conflict when it came with another request.
 
     Args:
         connection: in the transaction of the mutation.
@@ -99,14 +101,26 @@ def replayed(connection: Connection, actor: str, key: str, request: bytes) -> in
     if row is None:
         return None
     if row.request != request:
-        raise Conflict(f"idempotency-key: {key!r} came with another request before", field="idempotency-key")
-    return int(row.change)
+        raise Conflict(
+            f"idempotency-key: {key!r} came with another request before",
+            field="idempotency-key",
+            hint="send the same request again, or a new one under a new key",
+        )
+    return Answered(row.change, row.answer)
 
 
-def remember(connection: Connection, actor: str, key: str, request: bytes, change: int) -> None:
-    """Keep for a day what an idempotency key did."""
+def remember(connection: Connection, actor: str, key: str, request: bytes, change: int, answer: bytes | None) -> None:
+    """Keep for a day what an idempotency key did and what it is answered."""
     connection.execute(idempotency.delete().where(idempotency.c.at < now(-IDEMPOTENCY_S)))
-    connection.execute(insert(idempotency).values(actor=actor, key=key, request=request, change=change, at=now()))
+    connection.execute(
+        insert(idempotency).values(actor=actor, key=key, request=request, change=change, at=now(), answer=answer)
+    )
+
+
+def complete(connection: Connection, actor: str, key: str, answer: bytes) -> None:
+    """Keep the answer as it is given, with how far the routers have come."""
+    of = (idempotency.c.actor == actor, idempotency.c.key == key)
+    connection.execute(idempotency.update().where(*of).values(answer=answer))
 
 
 def last(connection: Connection, tenant: str, entity: str, action: str | None = None) -> int:
@@ -121,11 +135,6 @@ def find(connection: Connection, change: int) -> Change | None:
     """A change by its id."""
     row = connection.execute(select(changes).where(changes.c.id == change)).first()
     return None if row is None else _change(row)
-
-
-def undo_of(connection: Connection, change: int) -> str | None:
-    """The undo command of a change."""
-    return connection.execute(select(changes.c.undo).where(changes.c.id == change)).scalar()
 
 
 def page(
@@ -163,9 +172,4 @@ def _change(row: Row[tuple[object, ...]]) -> Change:
 
 def reserve_epochs(connection: Connection, count: int) -> int:
     """Take `count` snapshot epochs that nobody had; returns the first."""
-    row = connection.execute(select(counters.c.value).where(counters.c.name == "epoch")).scalar()
-    if row is None:
-        connection.execute(insert(counters).values(name="epoch", value=1 + count))
-        return 1
-    connection.execute(counters.update().where(counters.c.name == "epoch").values(value=row + count))
-    return int(row)
+    return revisions.take(connection, "epoch", count)

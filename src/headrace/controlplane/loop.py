@@ -9,10 +9,12 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import Iterable
 
 from headrace.controlplane.artifacts import Artifacts
+from headrace.controlplane.attention import Attention
 from headrace.controlplane.publisher import Publisher
-from headrace.controlplane.routing_state import Reader, RoutingState
+from headrace.controlplane.routing_state import ModelState
 from headrace.controlplane.settle import due, settle
 from headrace.controlplane.store import Store
 from headrace.core.specs import ReplicaSpec, ServedVersion
@@ -54,7 +56,7 @@ class Manager:
         self._control = control
         self._drain_s = drain_s
         self._memory: dict[Target, Memory] = {}
-        self._reader = Reader()
+        self._attention = Attention()
         self._woken = asyncio.Event()
         self._starting: dict[str, float] = {}
         """Replica asked for -> until when to wait for it to show."""
@@ -90,21 +92,32 @@ class Manager:
         self._publisher.draining &= known
         await self._publisher.publish()  # first: a replica that is ready, or gone, is what callers wait for
         self._starting = {id_: end for id_, end in self._starting.items() if id_ not in known and now < end}
-        state = self._publisher.state
-        if self._starting or state is None:
+        if self._starting:
             # What was asked for has not shown yet: another look now would ask for it again.
             return Plan(standings=self.standings)
-        wants = [Want((state.id_of(d.model), d.version), d.replicas, d.revision, d.threads) for d in state.desired]
-        plan = reconcile(wants, statuses, self._publisher.draining, self._memory, now)
-        self.standings = plan.standings
-        await self._act(state, plan, now)
-        if due(state, plan.standings):  # seldom; then it is decided again, in the transaction
-            await self._store.run(lambda c: settle(c, self._reader, plan.standings))
+        state = self._publisher.state
+        scope = self._attention.scope(state, statuses)
+        wants = [
+            Want((model.id, d.version), d.replicas, d.revision, d.threads)
+            for model in scope.models.values()
+            for d in model.deployments
+        ]
+        memory = {target: self._memory[target] for target in scope.targets if target in self._memory}
+        plan = reconcile(wants, scope.statuses, self._publisher.draining, memory, now)
+        for target in scope.targets:
+            self._memory.pop(target, None)
+            self.standings.pop(target, None)
+        self._memory |= memory
+        self.standings |= plan.standings
+        await self._act(scope.models.values(), plan, now)
+        if due(scope.models.values(), self.standings):  # seldom; then it is decided again, in the transaction
+            await self._store.run(lambda c: settle(c, state, scope.models, self.standings))
             self.wake()
             await self._publisher.publish()
+        self._attention.looked(state, statuses, scope, plan, memory)
         return plan
 
-    async def _act(self, state: RoutingState, plan: Plan, now: float) -> None:
+    async def _act(self, models: Iterable[ModelState], plan: Plan, now: float) -> None:
         if plan.stop:
             # Out of the snapshot before it is told: nothing new then comes to a replica that is draining.
             self._publisher.draining |= set(plan.stop)
@@ -113,14 +126,15 @@ class Manager:
             await self._fleet.stop(replica)
         for replica in plan.forget:
             await self._fleet.forget(replica)
+        by_name = {model.id: model for model in models}
         for target in plan.start:
-            spec = self._spec(state, target)
+            spec = self._spec(by_name[target[0]], target)
             self._starting[spec.id] = now + START_SEEN_S
             await self._fleet.start(spec)
 
-    def _spec(self, state: RoutingState, target: Target) -> ReplicaSpec:
-        desired = next(d for d in state.desired if (state.id_of(d.model), d.version) == target)
-        row = state.versions[desired.model, desired.version]
+    def _spec(self, model: ModelState, target: Target) -> ReplicaSpec:
+        desired = next(d for d in model.deployments if d.version == target[1])
+        row = model.versions[desired.version]
         id_ = replica_id(*target)
         served = ServedVersion(
             0,

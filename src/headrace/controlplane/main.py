@@ -15,7 +15,7 @@ import msgspec
 import uvicorn
 import uvloop
 
-from headrace.controlplane import accounts
+from headrace.controlplane import accounts, deploying
 from headrace.controlplane.accounts import bootstrap
 from headrace.controlplane.app import create_app
 from headrace.controlplane.artifacts import Artifacts, Near
@@ -65,13 +65,13 @@ class Commands:
         role: Role = command.role  # type: ignore[assignment]
         request = Request(Principal("data-plane", tenant, role))
         if command.verb == "load":
-            await platform.deploy(request, DeploymentCreate(command.model))
+            await deploying.deploy(platform, request, DeploymentCreate(command.model))
             return
         desired = await platform.store.run(deploy_store.list_all)
         model = await platform.store.run(lambda c: platform.model(c, request, command.model)[1])
         for one in desired:
             if one.model == model.id:
-                await platform.undeploy(request, model.name, one.version)
+                await deploying.undeploy(platform, request, model.name, one.version, force=True)
 
 
 async def serve(spec: ControlSpec, events: Events) -> None:
@@ -90,7 +90,15 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     manager = Manager(store, fleet, publisher, artifacts, spec.replica_folder, spec.control, spec.drain_s)
     examiner = Examiner()
     platform = Platform(
-        store, artifacts, examiner, publisher, Woken(fleet, manager), metrics, lambda: manager.standings
+        store,
+        artifacts,
+        examiner,
+        publisher,
+        Woken(fleet, manager),
+        metrics,
+        lambda: manager.standings,
+        spec.http_url,
+        spec.grpc_url,
     )
     commands = Commands(platform)
     metrics.hub = hub
@@ -168,7 +176,7 @@ class Woken:
 
 def tenant_name(publisher: Publisher, index: int) -> str:
     """A tenant's name for labels; empty for none."""
-    tenants = publisher.state.tenants if publisher.state is not None else {}
+    tenants = publisher.state.tenants
     return tenants[index].name if index in tenants else ""
 
 

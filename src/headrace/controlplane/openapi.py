@@ -39,8 +39,8 @@ IF_MATCH = {
     "name": "If-Match",
     "in": "header",
     "required": False,
-    "description": "Only if the policy is still at this epoch: the ETag of GET.",
-    "schema": {"type": "string", "pattern": '^("?[0-9]{1,9}"?|\\*)$'},
+    "description": "Only if the resource is still as at this ETag of its GET.",
+    "schema": {"type": "string", "pattern": '^("[0-9a-f]{1,16}"|\\*)$'},
     "example": '"3"',
 }
 
@@ -86,9 +86,24 @@ BYTES = ("/api/v1/artifacts/{", "/api/v1/uploads")
 PARAMETERS: dict[str, dict[str, Any]] = {
     "digest": DIGEST,
     "content-range": {"pattern": "^bytes [0-9]{1,15}-[0-9]{1,15}/[0-9]{1,15}$", "examples": ["bytes 0-1023/4096"]},
+    "model": {"examples": ["churn"]},
+    "name": {"examples": ["default"]},
+    "to": {"examples": ["risk"]},
+    "pinned": {"examples": ["risk"]},
     "reference": {"pattern": f"^{NAME.pattern}@[1-9][0-9]{{0,8}}$", "examples": ["churn@4"]},
     "since": {"format": "date-time", "examples": ["2026-01-31T08:00:00Z"]},
 }
+CURSORS = {
+    "changes": "^[0-9]{1,18}$",
+    "history": "^[0-9]{1,18}$",
+    "versions": "^[0-9]{1,18}$",
+    "artifacts": DIGEST["pattern"],
+    "tenants": f"^{NAME.pattern}$",
+    "keys": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z,hr_[0-9a-f]{12}$",
+    "models": f"^{NAME.pattern}/{NAME.pattern}$",
+    "deployments": f"^{NAME.pattern}/{NAME.pattern}@[1-9][0-9]{{0,8}}$",
+}
+"""By the end of a list's path."""
 
 
 def document(app: Litestar) -> bytes:
@@ -129,8 +144,8 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
         choices = parameter["schema"].pop("oneOf", [{}])
         parameter["schema"] |= next(choice for choice in choices if choice.get("type") != "null")
         parameter["schema"] |= PARAMETERS.get(parameter["name"], {})
-        if parameter["name"] == "cursor" and path.endswith("/changes"):
-            parameter["schema"]["pattern"] = "^[0-9]{1,18}$"
+        if parameter["name"] == "cursor":
+            parameter["schema"]["pattern"] = CURSORS[path.rpartition("/")[2]]
     statuses = dict(ALWAYS)
     statuses["403"] = "The key's role or tenant does not reach this."
     statuses["500"] = "Our fault."
@@ -141,9 +156,12 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
         statuses["413"] = "The body is too large."
         if not path.startswith(BYTES):
             operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
-    if path.endswith("/traffic") and method == "put":
+    if method == "patch" or (path.endswith("/traffic") and method == "put"):
         operation["parameters"].append(IF_MATCH)
-        statuses["412"] = "If-Match names another epoch than the current one."
+        statuses["412"] = "If-Match names another ETag than the current one."
+    if method == "get" and path.endswith(("}", "/traffic")):
+        tag = {"description": "What If-Match names.", "schema": {"type": "string"}}
+        operation["responses"]["200"].setdefault("headers", {})["ETag"] = tag
     if path.endswith("/versions") and method == "post":
         statuses["422"] = "The artifact does not load, crashes, or is a pickle that nobody trusted."
     if path.startswith("/api/v1/uploads") and method == "post":

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
+from msgspec import inspect
 
 from headrace.core.errors import HeadraceError, RetryLater
 from headrace.core.resources import Problem
@@ -46,7 +47,7 @@ def of_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[b
     """An error of the framework: no such route, wrong method, a body or parameter that does not fit."""
     status = error.status_code
     if isinstance(error, ValidationException):
-        return response(_of_validation(error))
+        return response(_of_validation(request, error))
     if status >= 500:
         return of_any(request, error)
     detail = error.detail
@@ -57,7 +58,7 @@ def of_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[b
     return response(make(status, _CODES.get(status, "invalid-input"), detail), dict(error.headers or {}))
 
 
-def _of_validation(error: ValidationException) -> Problem:
+def _of_validation(request: Request[Any, Any, Any], error: ValidationException) -> Problem:
     """The field and what was expected, out of what the framework says."""
     details = [item for item in error.extra or [] if isinstance(item, dict)]
     if details:
@@ -74,8 +75,28 @@ def _of_validation(error: ValidationException) -> Problem:
     missing = re.search(r"missing required field `([^`]+)`", message)
     if missing:
         field = missing.group(1)
+    if message.startswith("Invalid enum value") and (words := _words(request, field)):
+        message = f"{message.removeprefix('Invalid enum value ')}, expected {', '.join(words)}"
     text = f"{field}: {message}" if field else message
     return make(400, "invalid-input", text, field or None)
+
+
+def _words(request: Request[Any, Any, Any], path: str) -> list[str]:
+    """The words that a field of the body may be, which msgspec's message leaves out; empty for a list's items."""
+    body = request.route_handler.parsed_fn_signature.parameters.get("data")
+    if body is None:
+        return []
+    here: list[inspect.Type] = [inspect.type_info(body.annotation)]
+    for name in path.split("."):
+        structs = [kind for kind in _alternatives(here) if isinstance(kind, inspect.StructType)]
+        here = [field.type for kind in structs for field in kind.fields if field.encode_name == name]
+    literals = [kind for kind in _alternatives(here) if isinstance(kind, inspect.LiteralType)]
+    return [str(value) for kind in literals for value in kind.values]
+
+
+def _alternatives(kinds: list[inspect.Type]) -> list[inspect.Type]:
+    """Unions taken apart."""
+    return [one for kind in kinds for one in (kind.types if isinstance(kind, inspect.UnionType) else (kind,))]
 
 
 def of_encoding(_: Request[Any, Any, Any], error: UnicodeDecodeError) -> Response[bytes]:

@@ -3,15 +3,15 @@ that no policy needs any more is stopped. Written to the store as changes by the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
 from headrace.controlplane import changes
 from headrace.controlplane.changes import Record
-from headrace.controlplane.platform import shown
-from headrace.controlplane.routing_state import Reader, RoutingState
+from headrace.controlplane.routing_state import ModelState, RoutingState, read
+from headrace.controlplane.views import shown
 from headrace.core.snapshot import Slots
 from headrace.deploy import store as deploy_store
 from headrace.deploy.reconcile import Standing, Target, retire
@@ -27,31 +27,31 @@ PLATFORM = "platform"
 class Due:
     """What is to be written; all empty at rest."""
 
-    shares: list[tuple[Desired, float]]
+    shares: list[tuple[ModelState, Desired, float]]
     """Deployments that are ready and the percent that waited for it."""
-    retired: list[Desired]
+    retired: list[tuple[ModelState, Desired]]
 
     def __bool__(self) -> bool:
         return bool(self.shares or self.retired)
 
 
-def due(state: RoutingState, standings: Mapping[Target, Standing]) -> Due:
-    """Decide. Pure, so that it can be asked of a state read before and then again within the transaction."""
-    shares = []
-    for one in state.desired:
-        standing = standings.get((state.id_of(one.model), one.version))
-        share = _share(one, one.model in state.policies)
-        if share is not None and standing is not None and standing.state == "ready" and standing.ready > 0:
-            shares.append((one, share))
-    # One that waits for a share is wanted, whatever it had before.
-    settled = {(state.id_of(d.model), d.version): d for d in state.desired if d.had_traffic and not _waits(d)}
-    gone = retire(
-        settled.keys(),
-        {state.id_of(m): weights_of(now.split) for m, (now, _) in state.policies.items()},
-        {state.id_of(m): weights_of(back.split) for m, (_, back) in state.policies.items() if back is not None},
-        {state.id_of(m): set(pins.values()) for m, pins in state.overrides.items()},
-    )
-    return Due(shares, [settled[target] for target in gone])
+def due(models: Iterable[ModelState], standings: Mapping[Target, Standing]) -> Due:
+    """Decide for these models. Pure, so that it can be asked of a state read before and then again within the
+    transaction."""
+    found = Due([], [])
+    for model in models:
+        for one in model.deployments:
+            standing = standings.get((model.id, one.version))
+            share = _share(one, model.policy.epoch > 0)
+            if share is not None and standing is not None and standing.state == "ready" and standing.ready > 0:
+                found.shares.append((model, one, share))
+        # One that waits for a share is wanted, whatever it had before.
+        settled = {(model.id, d.version): d for d in model.deployments if d.had_traffic and not _waits(d)}
+        back = weights_of(model.back.split) if model.back is not None else {}
+        pinned = set(model.pins.values())
+        gone = retire(settled, {model.id: weights_of(model.policy.split)}, {model.id: back}, {model.id: pinned})
+        found.retired.extend((model, settled[target]) for target in gone)
+    return found
 
 
 def _waits(one: Desired) -> bool:
@@ -67,18 +67,27 @@ def _share(one: Desired, routed: bool) -> float | None:
     return one.traffic_on_ready
 
 
-def settle(connection: Connection, reader: Reader, standings: Mapping[Target, Standing]) -> bool:
-    """Write what is due, decided anew in this transaction. True when anything changed."""
-    state = reader(connection)
-    decided = due(state, standings)
-    for one, share in decided.shares:
-        give_share(connection, state.id_of(one.model), one, share)
-    for one in decided.retired:
-        tenant, _, name = state.id_of(one.model).partition("/")
+def settle(
+    connection: Connection, before: RoutingState, models: Collection[int], standings: Mapping[Target, Standing]
+) -> bool:
+    """Write what is due of these models, decided anew in this transaction. True when anything changed.
+
+    Args:
+        connection: in the transaction.
+        before: the state as last read; what has changed since is read here.
+        models: numbers of the models to decide for.
+        standings: of their deployments.
+    """
+    state = read(connection, before)
+    decided = due([state.models[model] for model in models], standings)
+    for model, one, share in decided.shares:
+        give_share(connection, model.id, one, share)
+    for model, one in decided.retired:
+        tenant, _, name = model.id.partition("/")
         entity = f"{name}@{one.version}"
         deploy_store.remove(connection, one.model, one.version)
-        before = {"replicas": one.replicas, "threads": one.threads}
-        record = Record("deployment.retire", tenant, entity, before, None, f"headrace deploy {entity}")
+        was = {"replicas": one.replicas, "threads": one.threads}
+        record = Record("deployment.retire", tenant, entity, was, None, f"headrace deploy {entity}")
         changes.append(connection, PLATFORM, record, "out of the policy in force and of the one before")
     return bool(decided)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,16 +12,19 @@ from typing import TypeVar
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import OperationalError
 
 # Each part's tables must be known to the shared metadata before it is compared or created.
 from headrace.controlplane import accounts, changes
 from headrace.core.database import connect, metadata, transaction
+from headrace.core.errors import Unavailable
 from headrace.deploy import store as deploy_store
 from headrace.registry import inventory
 from headrace.registry import store as registry_store
 from headrace.traffic import store as traffic_store
 
 T = TypeVar("T")
+log = logging.getLogger("headrace.controlplane.store")
 TABLES = (
     accounts.tenants,
     changes.changes,
@@ -56,12 +60,17 @@ class Store:
         self._thread = ThreadPoolExecutor(1, "store")
 
     async def run(self, work: Callable[[Connection], T]) -> T:
-        """`work` in a transaction; committed (and synced) when this returns."""
+        """`work` in a transaction; committed (and synced) when this returns. Raises Unavailable, with nothing done,
+        when the database cannot be reached or written."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, work)
 
     def _transact(self, work: Callable[[Connection], T]) -> T:
-        with transaction(self.engine) as connection:
-            return work(connection)
+        try:
+            with transaction(self.engine) as connection:
+                return work(connection)
+        except OperationalError as error:
+            log.error("the store failed: %s", error.orig)
+            raise Unavailable(f"the store cannot be used now: {error.orig}; nothing was changed") from error
 
     def close(self) -> None:
         """Finish what runs and close the connections."""

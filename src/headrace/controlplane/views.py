@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+
+import msgspec
 from sqlalchemy import Connection
 
 from headrace.controlplane import accounts
 from headrace.controlplane.accounts import TenantRow
-from headrace.controlplane.platform import shown
 from headrace.core import resources
 from headrace.core.specs import ReplicaStatus
 from headrace.deploy import store as deploy_store
 from headrace.deploy.reconcile import Standing, Target, target_of
+from headrace.deploy.store import Desired
 from headrace.registry import store as registry
 from headrace.registry.store import ModelRow, VersionRow
 from headrace.traffic import store as traffic
@@ -18,10 +21,26 @@ from headrace.traffic.allocate import weights_of
 from headrace.traffic.store import Policy
 
 
+def shown(weights: dict[int, float]) -> dict[str, float]:
+    """Weights as the API has them."""
+    return {str(version): round(percent, 4) for version, percent in sorted(weights.items())}
+
+
+def tag(resource: msgspec.Struct) -> str:
+    """The ETag of a resource, without its quotes: it moves with every change of what is shown. A deployment's moves
+    with what is desired only: what its replicas do at the moment is nothing that a caller could have meant to keep."""
+    if isinstance(resource, resources.Traffic):
+        return str(resource.epoch)
+    if isinstance(resource, resources.Deployment):
+        desired = (resource.tenant, resource.model, resource.version, resource.replicas, resource.threads)
+        return hashlib.sha256(msgspec.json.encode((*desired, resource.created_at))).hexdigest()[:16]
+    return hashlib.sha256(msgspec.json.encode(resource)).hexdigest()[:16]
+
+
 def model(
     row: ModelRow, tenant: TenantRow, names: dict[int, str], grants: list[int], latest: int | None, policy: Policy
 ) -> resources.Model:
-    """A model."""
+    """A model, of what was read for many."""
     return resources.Model(
         row.name,
         tenant.name,
@@ -35,6 +54,13 @@ def model(
         shown(weights_of(policy.split)),
         row.created_at,
     )
+
+
+def one_model(c: Connection, tenant: TenantRow, row: ModelRow) -> resources.Model:
+    """A model, read by itself."""
+    granted = registry.list_grants(c, [row.id]).get(row.id, [])
+    names = {index: found.name for index, found in accounts.find_tenants(c, granted).items()}
+    return model(row, tenant, names, granted, registry.latest_version(c, row.id), traffic.current(c, row.id))
 
 
 def models(c: Connection, tenants: list[TenantRow]) -> list[resources.Model]:
@@ -80,8 +106,8 @@ def version(row: VersionRow, name: str, tenant: str) -> resources.Version:
 def policy(c: Connection, row: ModelRow, tenant: str) -> resources.Traffic:
     """A model's traffic policy."""
     current, back = traffic.current(c, row.id), traffic.previous(c, row.id)
-    names = {t.index: t.name for t in accounts.list_tenants(c)}
-    pinned = traffic.list_overrides(c).get(row.id, {})
+    pinned = traffic.list_overrides(c, [row.id]).get(row.id, {})
+    names = {index: found.name for index, found in accounts.find_tenants(c, pinned.keys()).items()}
     return resources.Traffic(
         row.name,
         tenant,
@@ -93,42 +119,59 @@ def policy(c: Connection, row: ModelRow, tenant: str) -> resources.Traffic:
 
 
 def deployments(
-    c: Connection,
-    tenants: list[TenantRow],
-    statuses: tuple[ReplicaStatus, ...],
-    standings: dict[Target, Standing],
+    c: Connection, tenants: list[TenantRow], statuses: tuple[ReplicaStatus, ...], standings: dict[Target, Standing]
 ) -> list[resources.Deployment]:
-    """All deployments of some tenants."""
-    names = {tenant.index: tenant.name for tenant in tenants}
-    rows = {row.id: row for row in registry.list_models(c) if row.tenant in names}
+    """All deployments of some tenants, by tenant, model and version."""
+    by_index = {tenant.index: tenant for tenant in tenants}
+    rows = {row.id: row for row in registry.list_models(c) if row.tenant in by_index}
     policies = traffic.list_current(c)
+    replicas = replicas_of(statuses)
+    found = [
+        deployment(
+            desired,
+            by_index[rows[desired.model].tenant].name,
+            rows[desired.model].name,
+            policies.get(desired.model, (traffic.NONE, None))[0],
+            replicas,
+            standings,
+        )
+        for desired in deploy_store.list_all(c)
+        if desired.model in rows
+    ]
+    return sorted(found, key=lambda d: (d.tenant, d.model, d.version))
+
+
+def replicas_of(statuses: tuple[ReplicaStatus, ...]) -> dict[Target, list[ReplicaStatus]]:
+    """The replicas of each deployment."""
     by_target: dict[Target, list[ReplicaStatus]] = {}
     for status in statuses:
         by_target.setdefault(target_of(status), []).append(status)
-    found = []
-    for desired in deploy_store.list_all(c):
-        row = rows.get(desired.model)
-        if row is None:
-            continue
-        target = (f"{names[row.tenant]}/{row.name}", desired.version)
-        standing = standings.get(target, Standing("requested", 0, ""))
-        weights = weights_of(policies[row.id][0].split) if row.id in policies else {}
-        found.append(
-            resources.Deployment(
-                row.name,
-                names[row.tenant],
-                desired.version,
-                standing.state,
-                desired.replicas,
-                standing.ready,
-                desired.threads,
-                standing.detail,
-                [
-                    resources.Replica(s.spec.id, s.state, s.pid, s.detail, s.timings_s)
-                    for s in by_target.get(target, [])
-                ],
-                weights.get(desired.version, 0.0),
-                desired.created_at,
-            )
-        )
-    return found
+    return by_target
+
+
+def deployment(
+    desired: Desired,
+    tenant: str,
+    name: str,
+    policy: Policy,
+    replicas: dict[Target, list[ReplicaStatus]],
+    standings: dict[Target, Standing],
+) -> resources.Deployment:
+    """A deployment."""
+    target = (f"{tenant}/{name}", desired.version)
+    standing = standings.get(target, Standing("requested", 0, ""))
+    if standing.state == "failed" and standing.revision != desired.revision:
+        standing = Standing("requested", standing.ready, "changed since it failed")
+    return resources.Deployment(
+        name,
+        tenant,
+        desired.version,
+        standing.state,
+        desired.replicas,
+        standing.ready,
+        desired.threads,
+        standing.detail,
+        [resources.Replica(s.spec.id, s.state, s.pid, s.detail, s.timings_s) for s in replicas.get(target, [])],
+        weights_of(policy.split).get(desired.version, 0.0),
+        desired.created_at,
+    )

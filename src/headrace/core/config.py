@@ -5,7 +5,6 @@ Precedence: command line > environment > file > default. `origins` remembers whe
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 import msgspec
 
 from headrace.core.errors import InvalidInput
+from headrace.core.names import did_you_mean
 
 
 def default_data_folder() -> str:
@@ -31,8 +31,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Address that the three ports listen on."""
     http_port: int = 8000
     """Inference over HTTP. 0: chosen by the system."""
-    grpc_port: int = -1
-    """Inference over gRPC (arrives with the next release; only -1, off, for now)."""
+    grpc_port: int = 8001
+    """Inference over gRPC. 0: chosen by the system; -1: off."""
     control_port: int = 8002
     """Control-plane API and metrics. 0: chosen by the system."""
     routers: int = 1
@@ -44,9 +44,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_timeout_s: float = 75.0
     """An HTTP connection with nothing to do for so long is closed."""
     header_timeout_s: float = 10.0
-    """A request whose headers or body do not arrive in so long gets 408."""
+    """A request whose headers do not arrive whole in so long, or of whose body nothing comes for so long, gets 408."""
     max_connections: int = 10_000
-    """HTTP connections per router process; more are refused with 503."""
+    """HTTP connections per router process, or calls at once over gRPC; more are refused."""
     artifacts: str = ""
     """Where artifacts are kept: `s3://BUCKET/PREFIX`; empty: below the data folder."""
     artifact_max_bytes: int = 8 << 30
@@ -71,6 +71,27 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """debug, info, warning or error."""
 
 
+LIMITS: dict[str, tuple[float, float]] = {
+    "http_port": (0, 65535),
+    "grpc_port": (-1, 65535),
+    "control_port": (0, 65535),
+    "routers": (1, 256),
+    "timeout_s": (0.001, 86_400),
+    "idle_timeout_s": (0.1, 86_400),
+    "header_timeout_s": (0.1, 86_400),
+    "max_connections": (1, 1_000_000),
+    "artifact_max_bytes": (1, 1 << 50),
+    "artifact_grace_s": (0, 1e9),
+    "cache_max_bytes": (1, 1 << 50),
+    "drain_s": (0, 86_400),
+}
+"""Least and most of each setting that is a number."""
+NEAR = 0.88
+"""Likeness from which a variable is taken for one of ours with a slip in it."""
+CLIENT_VARIABLES = ("HEADRACE_URL", "HEADRACE_CONTROL_URL", "HEADRACE_API_KEY")
+"""Read by clients, not by the platform."""
+
+
 class Loaded(msgspec.Struct, frozen=True):
     """Settings and, per field, where the value came from."""
 
@@ -87,7 +108,7 @@ def load(file: Path | None, environment: Mapping[str, str], command_line: Mappin
         command_line: fields given as options; None values count as not given.
 
     Raises:
-        InvalidInput: an unknown field (with the nearest name) or a value of the wrong type.
+        InvalidInput: an unknown field (with the nearest name), or a value of the wrong type or out of its limits.
     """
     values: dict[str, Any] = {}
     origins = dict.fromkeys(Settings.__struct_fields__, "default")
@@ -96,11 +117,16 @@ def load(file: Path | None, environment: Mapping[str, str], command_line: Mappin
             values = tomllib.loads(file.read_text())
         except FileNotFoundError:
             raise InvalidInput(f"config file {file}: not found", field="config") from None
+        except OSError as error:
+            raise InvalidInput(f"config file {file}: {error.strerror}", field="config") from None
+        except UnicodeDecodeError:
+            raise InvalidInput(f"config file {file}: not UTF-8 text", field="config") from None
         except tomllib.TOMLDecodeError as error:
             raise InvalidInput(f"config file {file}: {error}", field="config") from None
         for name in values:
             _check_known(name, str(file))
             origins[name] = str(file)
+    _check_variables(environment)
     for name in Settings.__struct_fields__:
         variable = f"HEADRACE_{name.upper()}"
         if variable in environment:
@@ -112,17 +138,29 @@ def load(file: Path | None, environment: Mapping[str, str], command_line: Mappin
             values[name] = value
             origins[name] = "command line"
     try:
-        return Loaded(msgspec.convert(values, Settings, strict=False), origins)
+        settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `$.")
         field = path.rstrip("`") or None
         origin = f" ({origins[field]})" if field in origins else ""
         raise InvalidInput(f"{field or 'settings'}: {text}{origin}", field=field) from None
+    for name, (least, most) in LIMITS.items():
+        if not least <= (value := getattr(settings, name)) <= most:  # NaN is not either
+            expected = f"{name}: {value}, expected {least:.15g} to {most:.15g} ({origins[name]})"
+            raise InvalidInput(expected, field=name)
+    return Loaded(settings, origins)
 
 
 def _check_known(name: str, origin: str) -> None:
     if name not in Settings.__struct_fields__:
-        near = difflib.get_close_matches(name, Settings.__struct_fields__, 1)
-        raise InvalidInput(
-            f"{origin}: no setting {name!r}", field=name, hint=f"did you mean {near[0]}?" if near else None
-        )
+        hint = did_you_mean(name, Settings.__struct_fields__)
+        raise InvalidInput(f"{origin}: no setting {name!r}", field=name, hint=hint)
+
+
+def _check_variables(environment: Mapping[str, str]) -> None:
+    """Refuse a variable that nearly is one of ours. Others with our prefix may be anybody's: Kubernetes, for one, sets
+    ``HEADRACE_SERVICE_HOST`` and more in every container beside a service of that name."""
+    known = [*(f"HEADRACE_{name.upper()}" for name in Settings.__struct_fields__), *CLIENT_VARIABLES]
+    for name in environment:
+        if name.startswith("HEADRACE_") and name not in known and (hint := did_you_mean(name, known, NEAR)):
+            raise InvalidInput(f"environment: no setting {name!r}", field=name, hint=hint)

@@ -20,6 +20,8 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+KEYS_MAX = 500
+"""Most keys in one query: databases limit its parameters."""
 
 
 def connect(url: str) -> Engine:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from headrace.core.errors import InvalidInput
@@ -18,6 +20,12 @@ def check_name(value: str, field: str = "name") -> str:
             field=field,
         )
     return value
+
+
+def did_you_mean(name: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
+    """A hint that names the nearest of the known names; None when none is near (`likeness` 1: the same)."""
+    near = difflib.get_close_matches(name, list(known), 1, likeness)
+    return f"did you mean {near[0]}?" if near else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,12 @@ import msgspec
 from headrace.core.logs import configure
 
 
+def thread_limits(threads: int) -> dict[str, str]:
+    """Environment of a process that runs a model: the numeric libraries start a thread per core when they are loaded,
+    with a buffer each, unless told otherwise before."""
+    return dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+
+
 class Events:
     """Event lines on the real standard output. Whatever else prints goes to standard error from here on: a model
     that prints must not garble the protocol."""

@@ -306,6 +306,8 @@ class DeploymentUpdate(msgspec.Struct, forbid_unknown_fields=True):
 
     replicas: int
     reason: str | None = None
+    force: bool = False
+    """Go to 0 replicas even while it has traffic or pinned tenants: their requests are then refused (503)."""
 
 
 # ------------------------------------------------------------------------------------------------ traffic
@@ -394,6 +396,10 @@ class Status(msgspec.Struct):
     uptime_s: float
     epoch: int
     """Of the routing snapshot."""
+    url: str
+    """Where inference is to be had over HTTP."""
+    grpc_url: str
+    """The same over gRPC; empty where it is off."""
     routers: list[RouterStatus]
     models: list[ModelStatus]
     deployments: list[Deployment]

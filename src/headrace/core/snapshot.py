@@ -107,51 +107,65 @@ encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(Snapshot).decode
 
 
-def apply(old: Snapshot, change: Snapshot) -> Snapshot:
-    """The whole state after `change`. Raises ValueError when `change` builds on another epoch than `old`'s."""
-    if change.base == 0:
+class State:
+    """The whole state, each part by its identity, so that a change costs what it changes and no more."""
+
+    __slots__ = ("anonymous_tenant", "epoch", "keys", "models", "replicas", "tenants")
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.tenants: dict[int, TenantRoute] = {}
+        self.keys: dict[bytes, KeyRoute] = {}
+        self.replicas: dict[str, ReplicaRoute] = {}
+        self.models: dict[str, ModelRoute] = {}
+        self.anonymous_tenant = -1
+
+    def against(self, change: Snapshot) -> Snapshot:
+        """`change` as one against this state: for a whole one, what it replaces, adds and leaves out. Raises
+        ValueError when it builds on another epoch than this one's."""
+        if change.base == 0:
+            return Snapshot(
+                change.epoch,
+                self.epoch,
+                tuple(t for t in change.tenants if self.tenants.get(t.index) != t),
+                tuple(k for k in change.keys if self.keys.get(k.digest) != k),
+                tuple(r for r in change.replicas if self.replicas.get(r.id) != r),
+                tuple(m for m in change.models if self.models.get(m.id) != m),
+                tuple(self.tenants.keys() - {t.index for t in change.tenants}),
+                tuple(self.keys.keys() - {k.digest for k in change.keys}),
+                tuple(self.replicas.keys() - {r.id for r in change.replicas}),
+                tuple(self.models.keys() - {m.id for m in change.models}),
+                anonymous_tenant=change.anonymous_tenant,
+            )
+        if change.base != self.epoch:
+            raise ValueError(f"change builds on epoch {change.base}, this is {self.epoch}")
         return change
-    if change.base != old.epoch:
-        raise ValueError(f"change builds on epoch {change.base}, this is {old.epoch}")
-    tenants = {t.index: t for t in old.tenants} | {t.index: t for t in change.tenants}
-    keys = {k.digest: k for k in old.keys} | {k.digest: k for k in change.keys}
-    replicas = {r.id: r for r in old.replicas} | {r.id: r for r in change.replicas}
-    models = {m.id: m for m in old.models} | {m.id: m for m in change.models}
-    for index in change.removed_tenants:
-        tenants.pop(index, None)
-    for digest in change.removed_keys:
-        keys.pop(digest, None)
-    for replica in change.removed_replicas:
-        replicas.pop(replica, None)
-    for model in change.removed_models:
-        models.pop(model, None)
-    return Snapshot(
-        change.epoch,
-        0,
-        tuple(tenants.values()),
-        tuple(keys.values()),
-        tuple(replicas.values()),
-        tuple(models.values()),
-        anonymous_tenant=change.anonymous_tenant,
-    )
 
+    def apply(self, change: Snapshot) -> None:
+        """Become the state after `change`. Raises ValueError as `against` does."""
+        change = self.against(change)
+        self.tenants.update((t.index, t) for t in change.tenants)
+        self.keys.update((k.digest, k) for k in change.keys)
+        self.replicas.update((r.id, r) for r in change.replicas)
+        self.models.update((m.id, m) for m in change.models)
+        for index in change.removed_tenants:
+            self.tenants.pop(index, None)
+        for digest in change.removed_keys:
+            self.keys.pop(digest, None)
+        for replica in change.removed_replicas:
+            self.replicas.pop(replica, None)
+        for model in change.removed_models:
+            self.models.pop(model, None)
+        self.epoch, self.anonymous_tenant = change.epoch, change.anonymous_tenant
 
-def difference(old: Snapshot, new: Snapshot) -> Snapshot:
-    """The change that `apply` turns `old` into `new` with. Both whole."""
-    old_tenants = {t.index: t for t in old.tenants}
-    old_keys = {k.digest: k for k in old.keys}
-    old_replicas = {r.id: r for r in old.replicas}
-    old_models = {m.id: m for m in old.models}
-    return Snapshot(
-        new.epoch,
-        old.epoch,
-        tuple(t for t in new.tenants if old_tenants.get(t.index) != t),
-        tuple(k for k in new.keys if old_keys.get(k.digest) != k),
-        tuple(r for r in new.replicas if old_replicas.get(r.id) != r),
-        tuple(m for m in new.models if old_models.get(m.id) is not m and old_models.get(m.id) != m),
-        tuple(old_tenants.keys() - {t.index for t in new.tenants}),
-        tuple(old_keys.keys() - {k.digest for k in new.keys}),
-        tuple(old_replicas.keys() - {r.id for r in new.replicas}),
-        tuple(old_models.keys() - {m.id for m in new.models}),
-        anonymous_tenant=new.anonymous_tenant,
-    )
+    def whole(self) -> Snapshot:
+        """As one message, in the order of the identities."""
+        return Snapshot(
+            self.epoch,
+            0,
+            tuple(self.tenants[index] for index in sorted(self.tenants)),
+            tuple(self.keys[digest] for digest in sorted(self.keys)),
+            tuple(self.replicas[replica] for replica in sorted(self.replicas)),
+            tuple(self.models[model] for model in sorted(self.models)),
+            anonymous_tenant=self.anonymous_tenant,
+        )

@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -67,6 +67,7 @@ class Child:
         logs: folder of the logs.
         on_line: receives every event line; one that it refuses with a ValueError is logged and skipped.
         on_exit: receives the exit code, negative for a signal; called once, whatever happens.
+        environment: added to the node's own.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Child:
         logs: Path,
         on_line: Callable[[bytes], None],
         on_exit: Callable[[int], None],
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.pid = 0
@@ -86,6 +88,7 @@ class Child:
         self._log = logs / f"{name}.log"
         self._on_line = on_line
         self._on_exit = on_exit
+        self._environment = {**os.environ, **(environment or {})}
         self._transport: asyncio.SubprocessTransport | None = None
         self._signal = 0
         """What it is to get as soon as it is there."""
@@ -109,7 +112,9 @@ class Child:
         with self._log.open("ab") as file:
             command = (sys.executable, "-m", self._module)
             start = asyncio.get_running_loop().subprocess_exec
-            transport, _ = await start(lambda: pipes, *command, stderr=file, start_new_session=True)
+            transport, _ = await start(
+                lambda: pipes, *command, stderr=file, start_new_session=True, env=self._environment
+            )
         self._transport = transport
         self.pid = transport.get_pid()
         cast(asyncio.WriteTransport, transport.get_pipe_transport(0)).write(msgspec.json.encode(self._spec) + b"\n")

@@ -22,6 +22,7 @@ import msgspec
 from headrace.core.config import Settings
 from headrace.core.errors import HeadraceError, InvalidInput, RetryLater, Unprocessable
 from headrace.core.logs import configure
+from headrace.core.process import thread_limits
 from headrace.core.specs import (
     ControlSpec,
     ProcessEvent,
@@ -291,7 +292,8 @@ class Node:
                 os.unlink(record.spec.address.removeprefix("unix:"))
             self.touch()
 
-        return Child(record.spec.id, "headrace.server.main", record.spec, self.logs, line, ended)
+        spec = record.spec
+        return Child(spec.id, "headrace.server.main", spec, self.logs, line, ended, thread_limits(spec.threads))
 
     # ------------------------------------------------------------------------------------------------ socket
     def touch(self) -> None:

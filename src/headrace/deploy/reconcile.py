@@ -64,6 +64,8 @@ class Standing:
     state: DeploymentState
     ready: int
     detail: str
+    revision: int = 0
+    """Of a failure: which of the deployment's; a later one is to be tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +201,7 @@ def _standing(
     want: Want, live: Sequence[ReplicaStatus], ready: Sequence[ReplicaStatus], note: Memory, now: float
 ) -> Standing:
     if note.failure:
-        return Standing("failed", len(ready), note.failure)
+        return Standing("failed", len(ready), note.failure, want.revision)
     if want.replicas and len(ready) >= want.replicas:
         return Standing("ready", len(ready), "")
     if now < note.not_before:

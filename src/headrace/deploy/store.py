@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import Boolean, Column, Connection, Float, ForeignKey, Integer, String, Table, insert, select, update
 
+from headrace.core import revisions
 from headrace.core.database import metadata, now
 
 deployments = Table(
@@ -37,10 +39,12 @@ class Desired:
     created_at: str
 
 
-def list_all(connection: Connection) -> list[Desired]:
-    """All desired deployments, oldest first."""
-    query = select(deployments).order_by(deployments.c.created_at, deployments.c.model, deployments.c.version)
-    return [Desired(*row) for row in connection.execute(query)]
+def list_all(connection: Connection, of: Collection[int] | None = None) -> list[Desired]:
+    """Desired deployments by model and version; of these models (at most `KEYS_MAX`), or of all."""
+    query = select(deployments).order_by(deployments.c.model, deployments.c.version)
+    return [
+        Desired(*row) for row in connection.execute(query if of is None else query.where(deployments.c.model.in_(of)))
+    ]
 
 
 def find(connection: Connection, model: int, version: int) -> Desired | None:
@@ -62,6 +66,7 @@ def create(
                 model=model, version=version, had_traffic=False, revision=1, created_at=now(), **values
             )
         )
+        revisions.touch(connection, "model", model)
     else:
         _update(connection, model, version, revision=before.revision + 1, **values)
 
@@ -78,15 +83,18 @@ def traffic_done(connection: Connection, model: int, version: int) -> None:
 
 def mark_traffic(connection: Connection, model: int, versions: set[int]) -> None:
     """These versions have had traffic: once out of every policy they may be stopped."""
-    for version in versions:
-        _update(connection, model, version, had_traffic=True)
+    of = (deployments.c.model == model, deployments.c.version.in_(versions))
+    connection.execute(update(deployments).where(*of).values(had_traffic=True))
+    revisions.touch(connection, "model", model)
 
 
 def remove(connection: Connection, model: int, version: int) -> None:
     """Want a version to run no more."""
     connection.execute(deployments.delete().where(deployments.c.model == model, deployments.c.version == version))
+    revisions.touch(connection, "model", model)
 
 
 def _update(connection: Connection, model: int, version: int, **values: object) -> None:
     key = (deployments.c.model == model, deployments.c.version == version)
     connection.execute(update(deployments).where(*key).values(**values))
+    revisions.touch(connection, "model", model)

@@ -15,11 +15,14 @@ import sys
 import msgspec
 
 from headrace.core.errors import Unprocessable
+from headrace.core.process import thread_limits
 from headrace.core.schema import Signature
 from headrace.core.specs import EngineOptions, Examination, ExaminationRequest, Fault
 
 TIMEOUT_S = 60.0
 LINE_MAX = 16 << 20
+IDLE_S = 60.0
+"""How long the warm process waits for another artifact: it has met every engine, and holds their libraries."""
 FRESH_MAX = 2
 """Fresh processes at the same time; more wait."""
 LOOK_S = 0.05
@@ -40,15 +43,20 @@ class Examiner:
     Args:
         command: the program.
         timeout_s: how long a model may take to load and run once.
+        idle_s: how long the warm process is kept without work.
     """
 
     def __init__(
         self,
         command: tuple[str, ...] = (sys.executable, "-m", "headrace.server.examine"),
         timeout_s: float = TIMEOUT_S,
+        idle_s: float = IDLE_S,
     ) -> None:
         self._command = command
         self._timeout_s = timeout_s
+        self._idle_s = idle_s
+        self._leave: asyncio.TimerHandle | None = None
+        self._leaving: asyncio.Task[None] | None = None
         self._warm: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
         self._fresh = asyncio.Semaphore(FRESH_MAX)
@@ -67,6 +75,7 @@ class Examiner:
                 finally:
                     await _end(process)
         async with self._lock:
+            self._keep()
             if self._warm is None or self._warm.returncode is not None:
                 self._warm = await self._start()
             try:
@@ -74,18 +83,38 @@ class Examiner:
             except BaseException:
                 await self.close()  # what state it is in nobody knows
                 raise
+            self._leave = asyncio.get_running_loop().call_later(self._idle_s, self._let_go)
         return _read(line)
+
+    def _keep(self) -> None:
+        if self._leave is not None:
+            self._leave.cancel()
+            self._leave = None
+
+    def _let_go(self) -> None:
+        """Nobody has asked for a while."""
+        process, self._warm, self._leave = self._warm, None, None
+        if process is not None:
+            self._leaving = asyncio.get_running_loop().create_task(_end(process))
 
     async def close(self) -> None:
         """End the warm process."""
+        self._keep()
         process, self._warm = self._warm, None
         if process is not None:
             await _end(process)
+        if self._leaving is not None:
+            await self._leaving
 
     async def _start(self) -> asyncio.subprocess.Process:
         pipe = asyncio.subprocess.PIPE
         return await asyncio.create_subprocess_exec(
-            *self._command, stdin=pipe, stdout=pipe, limit=LINE_MAX, start_new_session=True
+            *self._command,
+            stdin=pipe,
+            stdout=pipe,
+            limit=LINE_MAX,
+            start_new_session=True,
+            env={**os.environ, **thread_limits(1)},
         )
 
     async def _exchange(self, process: asyncio.subprocess.Process, request: ExaminationRequest) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -28,7 +28,8 @@ from sqlalchemy import (
     update,
 )
 
-from headrace.core.database import metadata, now
+from headrace.core import revisions
+from headrace.core.database import KEYS_MAX, metadata, now
 from headrace.core.resources import Engine, ModelUpdate
 from headrace.core.schema import Signature
 from headrace.core.specs import EngineOptions
@@ -71,8 +72,6 @@ versions = Table(
     Column("created_at", String(32), nullable=False),
     Column("created_by", String(64), nullable=False),
 )
-KEYS_MAX = 500
-"""Most keys in one query: databases limit its parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +134,19 @@ def find_model(connection: Connection, tenant: int, name: str) -> ModelRow | Non
     return None if row is None else _model(row)
 
 
+def find_models(connection: Connection, ids: Collection[int]) -> dict[int, ModelRow]:
+    """Id -> model, of those that exist; at most `KEYS_MAX`."""
+    return {row.id: _model(row) for row in connection.execute(select(models).where(models.c.id.in_(ids)))}
+
+
 def list_models(connection: Connection) -> list[ModelRow]:
     """All models, by id."""
     return [_model(row) for row in connection.execute(select(models).order_by(models.c.id))]
+
+
+def model_names(connection: Connection, tenant: int) -> list[str]:
+    """Names of a tenant's models."""
+    return list(connection.execute(select(models.c.name).where(models.c.tenant == tenant)).scalars())
 
 
 def ensure_model(connection: Connection, tenant: int, name: str) -> ModelRow:
@@ -158,7 +167,8 @@ def ensure_model(connection: Connection, tenant: int, name: str) -> ModelRow:
             )
         )
         found = find_model(connection, tenant, name)
-    assert found is not None
+        assert found is not None
+        revisions.touch(connection, "model", found.id)
     return found
 
 
@@ -173,27 +183,33 @@ def update_model(connection: Connection, model: int, change: ModelUpdate) -> Non
         values["tags"] = _text(change.tags)
     if values:
         connection.execute(update(models).where(models.c.id == model).values(values))
+        revisions.touch(connection, "model", model)
 
 
-def list_grants(connection: Connection) -> dict[int, list[int]]:
-    """Model -> indexes of the tenants it is granted to."""
+def list_grants(connection: Connection, of: Collection[int] | None = None) -> dict[int, list[int]]:
+    """Model -> indexes of the tenants it is granted to; of these models (at most `KEYS_MAX`), or of all."""
     found: dict[int, list[int]] = {}
-    for model, tenant in connection.execute(select(grants).order_by(grants.c.model, grants.c.tenant)):
+    query = select(grants).order_by(grants.c.model, grants.c.tenant)
+    for model, tenant in connection.execute(query if of is None else query.where(grants.c.model.in_(of))):
         found.setdefault(model, []).append(tenant)
     return found
 
 
 def grant(connection: Connection, model: int, tenant: int) -> bool:
     """Grant a model; False when it was."""
-    if tenant in list_grants(connection).get(model, []):
+    if tenant in list_grants(connection, [model]).get(model, []):
         return False
     connection.execute(insert(grants).values(model=model, tenant=tenant))
+    revisions.touch(connection, "model", model)
     return True
 
 
 def revoke_grant(connection: Connection, model: int, tenant: int) -> bool:
     """Take a grant back; False when there was none."""
-    return bool(connection.execute(grants.delete().where(grants.c.model == model, grants.c.tenant == tenant)).rowcount)
+    was = connection.execute(grants.delete().where(grants.c.model == model, grants.c.tenant == tenant)).rowcount > 0
+    if was:
+        revisions.touch(connection, "model", model)
+    return was
 
 
 def find_version(connection: Connection, model: int, version: int) -> VersionRow | None:

@@ -265,4 +265,5 @@ def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
 
 def disk(error: OSError) -> Unavailable:
     """What a disk that does not take bytes means to whoever sent them."""
-    return Unavailable(f"the platform cannot keep the artifact: {error.strerror}", field="artifact", retry_after_s=60.0)
+    why = f"the artifact cannot be stored now: {error.strerror}; nothing was kept"
+    return Unavailable(why, field="artifact", retry_after_s=60.0)

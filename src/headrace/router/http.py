@@ -2,11 +2,16 @@
 
 The request path is `on_message_complete`: URL -> key -> tenant -> admission -> deadline -> decision -> replica ->
 frame, each a look-up or a comparison; the body is not read. What is no inference request goes to `oip.answer`.
+
+A connection is `ordinary` while nothing about it needs care: it is not closing, few of its requests are unanswered and
+none of them is large. One that is not, or whose client does not read its answers, is not read from: what a client can
+make us hold is bounded.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Final, cast
 
@@ -15,14 +20,19 @@ import httptools
 from headrace.core import frames, meta
 from headrace.router import oip, replies
 from headrace.router.core import Router
-from headrace.router.link import choose
+from headrace.router.link import LARGE, choose
 
+log = logging.getLogger("headrace.router")
 monotonic = time.monotonic
 HEADER_MAX = 32 << 10
-PIPELINE_MAX = 10_000
+PIPELINE_MAX = 256
+"""Unanswered requests of a connection; while there are more it is not read from."""
 TIMEOUT_MAX_S = 3600.0
+DIGITS_MAX = 15
+"""Longest number in a header."""
 
 _AUTHORIZATION, _TRACEPARENT, _TIMEOUT, _UNIT, _JSON_LENGTH, _EXPECT, _ENCODING, _ACCEPT = range(1, 9)
+_UPGRADE, _LENGTH, _TRANSFER = range(9, 12)
 _SLOT_OF: Final = {
     b"authorization": _AUTHORIZATION,
     b"traceparent": _TRACEPARENT,
@@ -32,8 +42,11 @@ _SLOT_OF: Final = {
     b"expect": _EXPECT,
     b"content-encoding": _ENCODING,
     b"accept-encoding": _ACCEPT,
+    b"upgrade": _UPGRADE,
+    b"content-length": _LENGTH,
+    b"transfer-encoding": _TRANSFER,
 }
-_FIELDS: Final[list[bytes | None]] = [None] * 9
+_FIELDS: Final[list[bytes | None]] = [None] * 12
 _ENCODINGS: Final = {b"gzip": frames.GZIP, b"deflate": frames.DEFLATE, b"identity": 0, b"": 0}
 
 
@@ -70,14 +83,18 @@ class Http(asyncio.Protocol):
         "body_size",
         "chunks",
         "fields",
+        "full",
         "gone",
         "head_size",
         "held",
         "in_head",
         "last",
+        "lingers",
         "next",
         "now",
+        "ordinary",
         "parser",
+        "paused",
         "router",
         "seq",
         "transport",
@@ -90,6 +107,10 @@ class Http(asyncio.Protocol):
         self.seq = self.next = 0  # of the next request to come, and of the next answer to leave
         self.held: dict[int, bytes] = {}  # answers that wait for an earlier one
         self.last = -1  # the request after whose answer the connection closes
+        self.ordinary = True
+        self.paused = False  # we do not read from it
+        self.full = False  # it does not read our answers
+        self.lingers = False  # it is not read to its end: closed at once, its answer would be lost to a reset
         self.fields = _FIELDS.copy()
         self.chunks: list[bytes] = []
         self.url = b""
@@ -104,33 +125,84 @@ class Http(asyncio.Protocol):
         connections = self.router.connections
         connections.add(self)
         if len(connections) > self.router.spec.max_connections:
-            self.last = 0
+            self._close_after(0)
             self.reply(0, replies.CONNECTIONS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.gone = True
+        self.ordinary = False
         self.router.connections.discard(self)
 
+    def _close_after(self, seq: int) -> None:
+        self.last = seq
+        self.ordinary = False
+
+    def pause_writing(self) -> None:
+        self.full = True
+        self._pause()
+
+    def resume_writing(self) -> None:
+        self.full = False
+        self.active = monotonic()
+        if self.ordinary:  # else it is resumed with the last answer
+            self._resume()
+
+    def _pause(self) -> None:
+        if not self.paused and not self.gone:
+            self.paused = True
+            self.transport.pause_reading()
+
+    def _resume(self) -> None:
+        if self.paused and not self.full and not self.gone:
+            self.paused = False
+            self.transport.resume_reading()
+
     def data_received(self, data: bytes) -> None:
-        if self.last >= 0:
-            return  # the connection is closing; whatever else comes is not read
-        self.now = self.active = monotonic()
+        if not self.ordinary:
+            if self.last >= 0:
+                return  # the connection is closing; whatever else comes is not read
+            self._pause()  # only now: one that is not read from does not show that its client has gone
+        self.now, seq = monotonic(), self.seq
+        if not self.in_head:  # a head has its time as a whole: bytes that drip do not put the time-out off
+            self.active = self.now
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse_rest(replies.MALFORMED)
+        except httptools.HttpParserUpgrade as offer:
+            return self._decline(data[offer.args[0] :])
+        except httptools.HttpParserCallbackError:
+            if self.last < 0:  # else a request was refused while it came
+                log.exception("a request was not handled")
+                self.seq -= self.seq > seq
+                self._refuse_rest(replies.INTERNAL)
         except httptools.HttpParserError:
             if self.last < 0:
                 self._refuse_rest(replies.MALFORMED)
-        if self.in_head:
+        if self.in_head and self.seq == seq:  # else it began somewhere in `data`, behind other requests
             self.head_size += len(data)
             if self.head_size > HEADER_MAX:
                 self._refuse_rest(replies.HEADERS_TOO_LARGE)
 
+    def _decline(self, rest: bytes) -> None:
+        """Go on as if no other protocol had been offered. The parser takes such a request to end with its headers;
+        so a new one gets what says how long the body is, and the body; the other headers are there already."""
+        fields, method = self.fields, self.parser.get_method()
+        if self.last >= 0:
+            return
+        if fields[_UPGRADE] is None:
+            return self._refuse_rest(replies.MALFORMED)  # CONNECT
+        length, transfer = fields[_LENGTH], fields[_TRANSFER]
+        lines = [b"%b %b HTTP/1.1" % (method, self.url)]
+        lines += [b"content-length: " + length] if length is not None else []
+        lines += [b"transfer-encoding: " + transfer] if transfer is not None else []
+        self.parser = httptools.HttpRequestParser(self)
+        self.url, fields[_UPGRADE] = b"", None
+        self.data_received(b"\r\n".join([*lines, b"", rest]))
+
     def _refuse_rest(self, response: bytes) -> None:
         """Answer the request at hand with an error and close."""
-        self.last = self.seq
-        self.in_head = False
+        self._close_after(self.seq)
+        self.lingers = True
+        self.in_head, self.url = False, b""
         self.chunks.clear()
         self.refuse(self.seq, response)
 
@@ -138,7 +210,15 @@ class Http(asyncio.Protocol):
         """Close when half a request or nothing at all has come for too long."""
         spec = self.router.spec
         quiet = now - self.active
-        if self.in_head or self.chunks or self.url:
+        if self.gone:
+            if quiet > spec.header_timeout_s or self.router.draining:
+                self.transport.close()
+        elif self.full:
+            if quiet > spec.idle_timeout_s:
+                self.transport.abort()  # closing would wait until it has read our answers
+        elif self.paused:
+            pass  # it is us that it waits for
+        elif self.in_head or self.chunks or self.url:
             if quiet > spec.header_timeout_s:
                 self._refuse_rest(replies.TOO_SLOW)
         elif self.seq == self.next and (quiet > spec.idle_timeout_s or self.router.draining):
@@ -147,7 +227,9 @@ class Http(asyncio.Protocol):
     # ------------------------------------------------------------------------------------------------ httptools
     def on_url(self, url: bytes) -> None:
         self.url += url  # it comes in pieces when the network cuts it
-        self.in_head = True
+        if not self.in_head:
+            self.in_head = True
+            self.active = self.now
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.fields[_SLOTS[name]] = value
@@ -171,13 +253,15 @@ class Http(asyncio.Protocol):
         router, fields, chunks, now = self.router, self.fields, self.chunks, self.now
         table = router.table
         seq = self.seq
-        if self.last >= 0:
+        if self.last >= 0 or (fields[_UPGRADE] is not None and self.parser.should_upgrade()):
             return
         self.seq = seq + 1
         size = self.body_size
         self.fields, self.chunks, self.body_size = _FIELDS.copy(), [], 0
         if router.draining or not self.parser.should_keep_alive():
-            self.last = seq
+            self._close_after(seq)
+        if size > LARGE or seq - self.next > PIPELINE_MAX:
+            self.ordinary = False
         url, self.url = self.url, b""
 
         authorization = fields[_AUTHORIZATION]
@@ -202,8 +286,8 @@ class Http(asyncio.Protocol):
         timeout_s = model.timeout_s
         timeout = fields[_TIMEOUT]
         if timeout is not None:
-            if not timeout.isdigit() or timeout == b"0":
-                message = f"x-request-timeout-ms: {timeout.decode('latin-1')!r} is no positive whole number"
+            if not timeout.isdigit() or timeout == b"0" or len(timeout) > DIGITS_MAX:
+                message = f"x-request-timeout-ms: {timeout[:40].decode('latin-1')!r} is no positive whole number"
                 return self.refuse(seq, replies.error(400, message), tenant.index)
             timeout_s = min(int(timeout) / 1000, TIMEOUT_MAX_S)
         traceparent = fields[_TRACEPARENT]
@@ -215,7 +299,7 @@ class Http(asyncio.Protocol):
         flags, json_length = 0, -1
         length = fields[_JSON_LENGTH]
         if length is not None:
-            if not length.isdigit():
+            if not length.isdigit() or len(length) > DIGITS_MAX:
                 return self.refuse(seq, replies.error(400, "Inference-Header-Content-Length: no number"), tenant.index)
             json_length, flags = int(length), frames.BINARY
         encoding = fields[_ENCODING]
@@ -270,7 +354,7 @@ class Http(asyncio.Protocol):
             if flags & (frames.GZIP | frames.DEFLATE):
                 lines.append(b"content-encoding: gzip" if flags & frames.GZIP else b"content-encoding: deflate")
             response = b"\r\n".join([*lines, b"content-length: %d\r\n\r\n" % len(body)]) + body
-        if seq == self.next and not self.held and self.last < 0 and not self.gone:
+        if seq == self.next and self.ordinary and not self.held:
             self.next = seq + 1  # `reply`, without the call
             self.transport.write(response)
         else:
@@ -294,5 +378,11 @@ class Http(asyncio.Protocol):
                 self.next += 1
                 self.transport.write(held)
         if 0 <= self.last < self.next:
-            self.transport.close()
             self.gone = True
+            if self.lingers:
+                self.transport.write_eof()
+            else:
+                self.transport.close()
+        elif self.last < 0 and self.next == self.seq:
+            self.ordinary = True
+            self._resume()

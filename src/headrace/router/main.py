@@ -14,7 +14,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import uvloop
@@ -38,7 +40,6 @@ class Subscriber:
     def __init__(self, spec: RouterSpec) -> None:
         self.router = Router(spec)
         self._path = Path(spec.snapshot_path)
-        self._whole = snapshots.Snapshot(0, 0)
         self._incoming: asyncio.Queue[bytes] = asyncio.Queue()
         self._saved = 0
         hello = Hello("router", spec.id, os.getpid())
@@ -48,42 +49,43 @@ class Subscriber:
     def restore(self) -> None:
         """Serve by the snapshot on disk, if there is one that can be read."""
         try:
-            self._whole = snapshots.decode(self._path.read_bytes())
+            saved = snapshots.decode(self._path.read_bytes())
         except FileNotFoundError:
             return
         except (OSError, msgspec.MsgspecError) as error:
             log.warning("the saved snapshot cannot be read: %s", error)
             return
-        self.router.table.update(self._whole)
-        self.peer.hello.epoch = self._whole.epoch
+        self.router.table.update(saved)
+        self._saved = self.peer.hello.epoch = saved.epoch
 
     async def follow(self) -> None:
         """Apply snapshots as they come, in order. A new replica is linked before anything is routed to it."""
+        table = self.router.table
         while True:
             change = snapshots.decode(await self._incoming.get())
             try:
-                whole = snapshots.apply(self._whole, change)
+                change = table.snapshot.against(change)
             except ValueError as error:
                 log.warning("asking for a whole snapshot: %s", error)
                 self.peer.acknowledge(0)
                 continue
-            fresh = self.router.table.links_for(whole)
+            fresh = table.links_for(change)
             if fresh:
                 waits = asyncio.gather(*(link.connected.wait() for link in fresh))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(waits, LINK_WAIT_S)
-            self._whole = whole
-            self.router.table.update(whole)
-            self.peer.acknowledge(whole.epoch)
+            table.update(change)
+            self.peer.acknowledge(change.epoch)
 
     def save(self) -> None:
         """Write the snapshot to disk, whole or not at all."""
-        if self._whole.epoch == self._saved:
+        state = self.router.table.snapshot
+        if state.epoch == self._saved:
             return
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        temporary.write_bytes(snapshots.encode(self._whole))
+        temporary.write_bytes(snapshots.encode(state.whole()))
         os.replace(temporary, self._path)
-        self._saved = self._whole.epoch
+        self._saved = state.epoch
 
 
 async def sweep(router: Router, subscriber: Subscriber) -> None:
@@ -102,33 +104,58 @@ async def sweep(router: Router, subscriber: Subscriber) -> None:
                 log.warning("the snapshot was not saved: %s", error)
 
 
-async def drain(router: Router, drain_s: float) -> None:
-    """Finish what is in flight, bounded."""
-    router.draining = True
-    loop = asyncio.get_running_loop()
-    end = loop.time() + drain_s
-    while router.connections and loop.time() < end:
-        router.sweep_connections(time.monotonic())
-        await asyncio.sleep(0.01)
+class Listener(Protocol):
+    """What a front listens with."""
+
+    port: int
+
+    async def drain(self, drain_s: float) -> None:
+        """Accept nothing more; finish what is in flight, bounded."""
 
 
-async def serve(spec: RouterSpec, events: Events) -> None:
+class HttpListener:
+    """Serves HTTP on the router's port."""
+
+    def __init__(self, router: Router, server: asyncio.Server) -> None:
+        self.port: int = server.sockets[0].getsockname()[1]
+        self._router = router
+        self._server = server
+
+    @classmethod
+    async def open(cls, router: Router) -> HttpListener:
+        """Start to listen. Raises OSError when the port cannot be had."""
+        host, port = router.spec.host, router.spec.port
+        loop = asyncio.get_running_loop()
+        return cls(router, await loop.create_server(lambda: Http(router), host, port, backlog=4096, reuse_port=True))
+
+    async def drain(self, drain_s: float) -> None:
+        """Accept nothing more; finish what is in flight, bounded."""
+        self._server.close()
+        router = self._router
+        router.draining = True
+        loop = asyncio.get_running_loop()
+        end = loop.time() + drain_s
+        while router.connections and loop.time() < end:
+            router.sweep_connections(time.monotonic())
+            await asyncio.sleep(0.01)
+
+
+async def serve(spec: RouterSpec, events: Events, listen: Callable[[Router], Awaitable[Listener]]) -> None:
     """Serve until told to stop."""
     loop = asyncio.get_running_loop()
     stop = watch_stop(loop)
     subscriber = Subscriber(spec)
     router = subscriber.router
     subscriber.restore()
-    server = await loop.create_server(lambda: Http(router), spec.host, spec.port, backlog=4096, reuse_port=True)
+    listener = await listen(router)
     subscriber.peer.start()
     tasks = [loop.create_task(subscriber.follow()), loop.create_task(sweep(router, subscriber))]
     gc.collect()
     gc.freeze()
-    events.send(ProcessEvent("ready", server.sockets[0].getsockname()[1]))
+    events.send(ProcessEvent("ready", listener.port))
     waiting = loop.create_task(stop.wait())
     done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
-    server.close()
-    await drain(router, spec.drain_s)
+    await listener.drain(spec.drain_s)
     for task in (waiting, *tasks):
         task.cancel()
     await subscriber.peer.stop()
@@ -136,13 +163,13 @@ async def serve(spec: RouterSpec, events: Events) -> None:
         task.result()  # a loop that ended by itself has failed: say so
 
 
-def main() -> int:
-    """Entry point of the process."""
+def run(listen: Callable[[Router], Awaitable[Listener]]) -> int:
+    """A router process from its first line of standard input to its exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     events = Events()
     spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=RouterSpec)
     try:
-        uvloop.run(serve(spec, events))
+        uvloop.run(serve(spec, events, listen))
     except OSError as error:
         events.send(ProcessEvent("failed", detail=str(error)))
         return 1
@@ -150,4 +177,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(HttpListener.open))

@@ -11,8 +11,9 @@ import msgspec
 
 from headrace import __version__
 from headrace.core import frames
+from headrace.core.errors import Forbidden, HeadraceError, NotFound, Unavailable
 from headrace.core.report import Command
-from headrace.core.snapshot import ModelRoute
+from headrace.core.snapshot import ModelRoute, VersionRoute
 from headrace.router import replies
 from headrace.router.link import Arm, Tenant
 from headrace.router.table import Table, Target
@@ -44,7 +45,7 @@ def answer(
         return _get(http, seq, method, {"ready": ready}, 200 if ready else 503)
     if parts == ["v2"]:
         return _get(http, seq, method, SERVER)
-    if parts[:1] != ["v2"] or parts[1:2] not in (["models"], ["repository"]):
+    if parts[:1] != ["v2"] or parts[1:2] not in (["models"], ["repository"]) or not any(parts[2:]):
         return http.refuse(seq, replies.error(404, f"no such path: {path.decode('latin-1')}"))
     if tenant is None:
         return http.refuse(seq, replies.UNAUTHENTICATED)
@@ -57,43 +58,62 @@ def answer(
 
 def _get(http: Http, seq: int, method: bytes, value: object, status: int = 200) -> None:
     if method not in (b"GET", b"HEAD"):
-        return http.refuse(seq, replies.error(405, "use GET"))
+        return http.refuse(seq, replies.method_not_allowed("GET, HEAD"))
     response = replies.json(value, status)
     http.reply(seq, response[: response.index(b"\r\n\r\n") + 4] if method == b"HEAD" else response)
 
 
 def find_model(table: Table, name: str, tenant: int) -> ModelRoute | str:
     """The model that a tenant means by a name, or why there is none: ``forbidden`` or ``missing``."""
-    candidates = [m for m in table.snapshot.models if name in (m.name, m.id)]
+    candidates = [m for m in table.snapshot.models.values() if name in (m.name, m.id)]
     mine = [m for m in candidates if m.tenant == tenant] or [m for m in candidates if tenant in m.grants]
     return mine[0] if mine else "forbidden" if candidates else "missing"
 
 
+def resolve(table: Table, name: str, version: str | None, tenant: int) -> tuple[ModelRoute, int | None]:
+    """The model, and the number of the version where one is named, that a tenant means.
+
+    Raises:
+        Forbidden: the model is another tenant's.
+        NotFound: there is no such model, or no such version of it is deployed.
+    """
+    model = find_model(table, name, tenant)
+    if model == "forbidden":
+        raise Forbidden(f"model {name!r} belongs to another tenant", field="model")
+    if isinstance(model, str):
+        raise NotFound(f"model {name!r} does not exist", field="model")
+    if version is None:
+        return model, None
+    for deployed in model.versions:
+        if version == str(deployed.version):
+            return model, deployed.version
+    raise NotFound(f"model {name!r} has no deployed version {version[:40]!r}", field="version")
+
+
 def _model(http: Http, seq: int, method: bytes, parts: list[str], tenant: Tenant) -> None:
     name, rest = parts[0], parts[1:]
-    model = find_model(http.router.table, name, tenant.index)
-    if isinstance(model, str):
-        status, text = (403, "belongs to another tenant") if model == "forbidden" else (404, "does not exist")
-        return http.refuse(seq, replies.error(status, f"model {name!r} {text}"), tenant.index)
-    version: int | None = None
+    wanted = None
     if rest[:1] == ["versions"]:
-        if len(rest) < 2 or not rest[1].isdigit() or all(v.version != int(rest[1]) for v in model.versions):
-            wanted = rest[1] if len(rest) > 1 else ""
-            return http.refuse(seq, replies.error(404, f"model {name!r} has no deployed version {wanted!r}"))
-        version, rest = int(rest[1]), rest[2:]
+        wanted, rest = rest[1] if len(rest) > 1 else "", rest[2:]
+    try:
+        model, version = resolve(http.router.table, name, wanted, tenant.index)
+    except HeadraceError as error:
+        return http.refuse(seq, replies.error(error.status, error.message), tenant.index)
     if rest == ["infer"]:
         if method != b"POST":
-            return http.refuse(seq, replies.error(405, "use POST"), tenant.index)
+            return http.refuse(seq, replies.method_not_allowed("POST"), tenant.index)
         return http.refuse(seq, replies.error(503, f"model {name!r} has no version ready"), tenant.index)
     if rest == ["stats"]:
         return _run(http, seq, _statistics(http, seq, [model], version))
     if rest == ["ready"]:
         ready = is_ready(model, version)
         return _get(http, seq, method, {"name": name, "ready": ready}, 200 if ready else 503)
-    if rest == []:
-        return _get(http, seq, method, *_metadata(model, name, version))
-    if rest == ["config"]:
-        return _get(http, seq, method, *_config(model, name, version))
+    if rest in ([], ["config"]):
+        try:
+            describe = config if rest else metadata
+            return _get(http, seq, method, describe(model, name, version))
+        except HeadraceError as error:
+            return http.refuse(seq, replies.error(error.status, error.message), tenant.index)
     http.refuse(seq, replies.error(404, f"no such path under model {name!r}: {'/'.join(rest)}"))
 
 
@@ -102,8 +122,9 @@ def is_ready(model: ModelRoute, version: int | None) -> bool:
     return any(v.endpoints and version in (None, v.version) for v in model.versions)
 
 
-def serving(model: ModelRoute, version: int | None) -> Any:
-    """The version that speaks for the model: the one asked for, else that with most of the traffic, else the newest."""
+def serving(model: ModelRoute, version: int | None) -> VersionRoute:
+    """The version that speaks for the model: the one asked for, else that with most of the traffic, else the newest.
+    Raises Unavailable where none is deployed."""
     if version is None and model.split:
         shares: dict[int, int] = {}
         start = 0
@@ -111,26 +132,23 @@ def serving(model: ModelRoute, version: int | None) -> Any:
             shares[part.version] = shares.get(part.version, 0) + part.end - start
             start = part.end
         version = max(shares, key=lambda v: shares[v])
-    found = [v for v in model.versions if v.version == version]
-    return found[0] if found else (model.versions[-1] if model.versions else None)
+    if not model.versions:
+        raise Unavailable(f"model {model.name!r} has no version deployed")
+    return next((v for v in model.versions if v.version == version), model.versions[-1])
 
 
-def _metadata(model: ModelRoute, name: str, version: int | None) -> tuple[object, int]:
+def metadata(model: ModelRoute, name: str, version: int | None) -> dict[str, Any]:
+    """The model's metadata. Raises Unavailable."""
     chosen = serving(model, version)
-    if chosen is None:
-        return {"error": f"model {name!r} has no version deployed"}, 503
-    tensors = msgspec.json.decode(chosen.metadata)
     versions = [str(version)] if version is not None else [str(v.version) for v in model.versions]
     platform = PLATFORMS.get(chosen.engine, chosen.engine)
-    return {"name": name, "versions": versions, "platform": platform, **tensors}, 200
+    return {"name": name, "versions": versions, "platform": platform, **msgspec.json.decode(chosen.metadata)}
 
 
-def _config(model: ModelRoute, name: str, version: int | None) -> tuple[object, int]:
+def config(model: ModelRoute, name: str, version: int | None) -> dict[str, Any]:
+    """The model's configuration. Raises Unavailable."""
     chosen = serving(model, version)
-    if chosen is None:
-        return {"error": f"model {name!r} has no version deployed"}, 503
-    tensors = msgspec.json.decode(chosen.metadata)
-    return config_of(name, chosen.engine, tensors), 200
+    return config_of(name, chosen.engine, msgspec.json.decode(chosen.metadata))
 
 
 def config_of(name: str, engine: str, tensors: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -153,10 +171,15 @@ def config_of(name: str, engine: str, tensors: dict[str, list[dict[str, Any]]]) 
 
 def not_ready(target: Target) -> bytes:
     """Why a request to a known model finds no replica."""
+    return replies.error(503, why_not_ready(target), retry_after_s=1)
+
+
+def why_not_ready(target: Target) -> str:
+    """The same as text."""
     model = target.model
     if not model.split:
-        return replies.error(503, f"model {model.name!r} has no version in traffic yet", retry_after_s=1)
-    return replies.error(503, f"model {model.name!r}: no replica of the chosen version is ready", retry_after_s=1)
+        return f"model {model.name!r} has no version in traffic yet"
+    return f"model {model.name!r}: no replica of the chosen version is ready"
 
 
 # ------------------------------------------------------------------------------------------------ repository
@@ -166,15 +189,15 @@ def _repository(
     table = http.router.table
     if parts == ["index"]:
         if method not in (b"POST", b"GET"):
-            return http.refuse(seq, replies.error(405, "use POST"))
+            return http.refuse(seq, replies.method_not_allowed("POST, GET"))
         try:
             only_ready = bool((msgspec.json.decode(body) if body else {}).get("ready"))
-        except (msgspec.DecodeError, AttributeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError):
             return http.refuse(seq, replies.error(400, 'expected a JSON object, such as {"ready": true}'))
         return http.reply(seq, replies.json(index_of(table.visible(tenant.index), only_ready)))
     if len(parts) == 3 and parts[0] == "models" and parts[2] in ("load", "unload"):
         if method != b"POST":
-            return http.refuse(seq, replies.error(405, "use POST"))
+            return http.refuse(seq, replies.method_not_allowed("POST"))
         found = table.key_of(authorization)
         command = Command(parts[2], parts[1], tenant.index, found[1] if found else "viewer")
         return _run(http, seq, _command(http, seq, command))

@@ -21,18 +21,27 @@ def head(length: int) -> bytes:
     return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % length
 
 
-def error(status: int, message: str, *, retry_after_s: int | None = None, close: bool = False) -> bytes:
+def error(
+    status: int, message: str, *, retry_after_s: int | None = None, close: bool = False, allow: str = ""
+) -> bytes:
     """An Open Inference Protocol error: ``{"error": message}``."""
     body = msgspec.json.encode({"error": message})
     extra = "" if retry_after_s is None else f"retry-after: {retry_after_s}\r\n"
     if status == 401:
         extra += 'www-authenticate: Bearer realm="headrace"\r\n'
+    if allow:
+        extra += f"allow: {allow}\r\n"
     if close:
         extra += "connection: close\r\n"
     return (
         f"HTTP/1.1 {status} {_REASONS.get(status, 'Error')}\r\ncontent-type: application/json\r\n{extra}"
         f"content-length: {len(body)}\r\n\r\n"
     ).encode() + body
+
+
+def method_not_allowed(allowed: str) -> bytes:
+    """405 for a path that knows other methods: ``GET, HEAD``."""
+    return error(405, f"use {allowed.partition(',')[0]}", allow=allowed)
 
 
 def json(value: object, status: int = 200) -> bytes:
@@ -47,6 +56,7 @@ def json(value: object, status: int = 200) -> bytes:
 
 
 MALFORMED: Final = error(400, "malformed HTTP request", close=True)
+INTERNAL: Final = error(500, "internal error", close=True)
 UNAUTHENTICATED: Final = error(401, "no API key, or one that nobody holds: send Authorization: Bearer hr_...")
 TOO_SLOW: Final = error(408, "the request did not arrive in time", close=True)
 HEADERS_TOO_LARGE: Final = error(431, "the headers are too large: at most 32 KiB", close=True)

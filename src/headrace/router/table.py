@@ -1,20 +1,23 @@
 """The routing table: a snapshot compiled for the request path, so that a request costs dictionary look-ups only.
 
-`Table.update` takes the next snapshot and compiles again only the models that changed; tenants' live counts, arms'
-telemetry cells and links to replicas carry over.
+`Table.update` takes the next snapshot and does again only what changed, so that its time does not grow with the number
+of models; tenants' live counts, arms' telemetry cells and links to replicas carry over.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from urllib.parse import quote
 
-from headrace.core.snapshot import ModelRoute, Snapshot, TenantRoute, VersionRoute
+from headrace.core.snapshot import ModelRoute, Snapshot, State, TenantRoute, VersionRoute
 from headrace.router.link import Arm, ReplicaLink, Tenant
 from headrace.traffic.decide import Decide, compile_policy
 
 SEEN_MAX = 100_000
+BODY_MAX = 64 << 20
+"""Bytes of a body where there is no model that could say."""
 
 
 class Target:
@@ -40,56 +43,66 @@ class Table:
     """
 
     def __init__(self, make_link: Callable[[str, str], ReplicaLink]) -> None:
-        self.snapshot = Snapshot(0, 0)
+        self.snapshot = State()
         self.routes: dict[bytes, Route] = {}
         self.links: dict[str, ReplicaLink] = {}
         self.tenants: dict[int, Tenant] = {}
         self.roles: dict[int, str] = {}
         self.seen: dict[bytes | None, Tenant] = {}
-        self.body_max = 64 << 20
-        self._keys: dict[bytes, tuple[int, str]] = {}
+        self.body_max = BODY_MAX
+        self._body_sizes: Counter[int] = Counter()
+        """How many models have each limit."""
         self._arms: dict[tuple[str, int], Arm] = {}
         self._urls: dict[str, list[bytes]] = {}
         self._by_name: dict[str, dict[str, ModelRoute]] = {}
         self._make_link = make_link
 
-    def links_for(self, snapshot: Snapshot) -> list[ReplicaLink]:
-        """Open links to the replicas that are new in `snapshot`; returns those."""
+    def links_for(self, change: Snapshot) -> list[ReplicaLink]:
+        """Open links to the replicas that are new in `change`; returns those."""
         fresh = []
-        for replica in snapshot.replicas:
+        for replica in change.replicas:
             if replica.id not in self.links:
                 self.links[replica.id] = self._make_link(replica.id, replica.address)
                 fresh.append(self.links[replica.id])
         return fresh
 
-    def update(self, new: Snapshot) -> None:
-        """Serve by `new` (whole) from now on."""
-        old, self.snapshot = self.snapshot, new
-        self.links_for(new)
-        for tenant in new.tenants:
+    def update(self, change: Snapshot) -> None:
+        """Serve by `change`, whole or against the epoch that we serve by, from now on. Raises ValueError when it builds
+        on another epoch."""
+        state = self.snapshot
+        change = state.against(change)
+        self.links_for(change)
+        for tenant in change.tenants:
             self._update_tenant(tenant)
-        self._keys = {key.digest: (key.tenant, key.role) for key in new.keys}
-        old_models = {m.id: m for m in old.models}
-        new_models = {m.id: m for m in new.models}
-        names = {
-            (new_models.get(i) or old_models[i]).name
-            for i in old_models.keys() | new_models.keys()
-            if old_models.get(i) is not new_models.get(i) and old_models.get(i) != new_models.get(i)
-        }
-        for name in names:
-            self._by_name.pop(name, None)
-        for model in new.models:
-            if model.name in names:
-                self._by_name.setdefault(model.name, {})[model.id] = model
-        for name in names:
+        for index in change.removed_tenants:
+            self.tenants.pop(index, None)
+        old = [
+            state.models[id_] for id_ in (*(m.id for m in change.models), *change.removed_models) if id_ in state.models
+        ]
+        who = change.tenants or change.removed_tenants or change.keys or change.removed_keys
+        forget = bool(who) or change.anonymous_tenant != state.anonymous_tenant
+        state.apply(change)
+        self._update_models(old, change.models)
+        if forget:
+            self.seen = {}
+            if state.anonymous_tenant in self.tenants:
+                self.seen[None] = self.tenants[state.anonymous_tenant]
+        for gone in change.removed_replicas:
+            if (link := self.links.pop(gone, None)) is not None:
+                link.retire()
+
+    def _update_models(self, old: Sequence[ModelRoute], new: Sequence[ModelRoute]) -> None:
+        """Compile what has changed, with the other models of the same names: a tenant's own hides a granted one."""
+        for model in old:
+            self._by_name[model.name].pop(model.id)
+            self._body_sizes[model.body_max_bytes] -= 1
+        for model in new:
+            self._by_name.setdefault(model.name, {})[model.id] = model
+            self._body_sizes[model.body_max_bytes] += 1
+        for name in {model.name for model in (*old, *new)}:
             self._compile(name)
-        self.body_max = max([m.body_max_bytes for m in new.models], default=64 << 20)
-        self.seen = {}
-        if new.anonymous_tenant >= 0 and new.anonymous_tenant in self.tenants:
-            self.seen[None] = self.tenants[new.anonymous_tenant]
-        alive = {replica.id for replica in new.replicas}
-        for gone in self.links.keys() - alive:
-            self.links.pop(gone).retire()
+        self._body_sizes = +self._body_sizes
+        self.body_max = max(self._body_sizes, default=BODY_MAX)
 
     def tenant_of(self, authorization: bytes | None) -> Tenant | None:
         """Whom a key names: hash it once, remember it. None for no key or one that nobody holds."""
@@ -106,11 +119,12 @@ class Table:
         nothing of a secret."""
         if authorization is None or authorization[:7].lower() != b"bearer ":
             return None
-        return self._keys.get(hashlib.sha256(authorization[7:].strip()).digest())
+        key = self.snapshot.keys.get(hashlib.sha256(authorization[7:].strip()).digest())
+        return None if key is None else (key.tenant, key.role)
 
     def visible(self, tenant: int) -> list[ModelRoute]:
         """The models that a tenant may call."""
-        return [m for m in self.snapshot.models if m.tenant == tenant or tenant in m.grants]
+        return [m for m in self.snapshot.models.values() if m.tenant == tenant or tenant in m.grants]
 
     def find(self, name: str, tenant: int) -> Target | None:
         """The target of a model's name for a tenant."""
@@ -127,7 +141,8 @@ class Table:
         for url in self._urls.pop(name, []):
             self.routes.pop(url, None)
         urls: dict[bytes, Route] = {}
-        for model in sorted(self._by_name.get(name, {}).values(), key=lambda m: m.id):
+        models = self._by_name[name]
+        for model in sorted(models.values(), key=lambda m: m.id):
             arms = {v.version: self._arm(model, v) for v in model.versions if v.endpoints}
             overrides = {o.tenant: o.version for o in model.overrides}
             target = Target(model, arms, compile_policy(model.split, arms, overrides, model.salt))
@@ -141,10 +156,13 @@ class Table:
                     for version, one in fixed.items():
                         urls.setdefault(base + b"/versions/%d/infer" % version, {}).setdefault(caller, one)
         self.routes.update(urls)
-        self._urls[name] = list(urls)
+        if models:
+            self._urls[name] = list(urls)
+        else:
+            del self._by_name[name]
 
     def _owns(self, name: str, tenant: int) -> bool:
-        return any(m.tenant == tenant for m in self._by_name.get(name, {}).values())
+        return any(m.tenant == tenant for m in self._by_name[name].values())
 
     def _arm(self, model: ModelRoute, version: VersionRoute) -> Arm:
         key = (model.id, version.version)

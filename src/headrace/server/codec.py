@@ -151,7 +151,7 @@ class Codec:
         if self._fast and not flags & _PACKED:
             try:
                 request = self._decode_flat(body)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 pass
             else:
                 tensor = request.inputs[0]

@@ -8,6 +8,7 @@ machine gave the core to somebody else says nothing of the engine.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -43,6 +44,7 @@ ACCEPTS = frames.ACCEPT_GZIP | frames.ACCEPT_DEFLATE
 # request id, deadline (monotonic s), tenant, meta, body, arrival, link, flags
 Job = tuple[int, float, int, bytes, memoryview, float, "RouterLink", int]
 Result = list[Array] | HeadraceError
+log = logging.getLogger("headrace.server")
 monotonic = time.monotonic
 
 
@@ -136,6 +138,10 @@ class Slot:
                 parts.append(decode(body, flags, meta.decode(context).json_length if flags & frames.BINARY else -1))
             except HeadraceError as error:
                 self.fail(job, error)
+                continue
+            except Exception:  # our fault; its neighbours shall not pay for it
+                log.exception("a request to %s@%d was not read", self.served.model, self.served.version)
+                self.fail(job, PlatformFault("internal error"))
                 continue
             good.append(job)
             count_wait(now - arrival)

@@ -28,9 +28,10 @@ def from_binary(data: memoryview, shape: Sequence[int], datatype: str, size: int
                 f"{where}: {len(data)} bytes of data, shape {list(shape)} needs {size * dtype.itemsize}", field=where
             )
         return np.frombuffer(data, dtype).reshape(shape)
-    items = np.empty(size, object)
+    # Each item has a length at least: what a shape announces is not allocated before the body bears it out.
+    items = np.empty(size if 4 * size <= len(data) else 0, object)
     at = k = 0
-    while at + 4 <= len(data) and k < size:
+    while at + 4 <= len(data) and k < len(items):
         length = int.from_bytes(data[at : at + 4], "little")
         at += 4
         if at + length > len(data):

@@ -8,11 +8,13 @@ where it began. Overrides stand beside the policies and are not rolled back.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import msgspec
 from sqlalchemy import Column, Connection, ForeignKey, Integer, String, Table, Text, func, insert, select
 
+from headrace.core import revisions
 from headrace.core.database import metadata, now
 from headrace.core.snapshot import Slots
 from headrace.traffic.allocate import continues
@@ -93,12 +95,15 @@ def _append(connection: Connection, model: int, epoch: int, split: tuple[Slots, 
             created_at=policy.created_at,
         )
     )
+    revisions.touch(connection, "model", model)
     return policy
 
 
-def list_current(connection: Connection) -> dict[int, tuple[Policy, Policy | None]]:
-    """Model -> (policy in force, the one that a rollback would put in place)."""
-    newest = select(policies.c.model, func.max(policies.c.epoch).label("epoch")).group_by(policies.c.model).subquery()
+def list_current(connection: Connection, of: Collection[int] | None = None) -> dict[int, tuple[Policy, Policy | None]]:
+    """Model -> (policy in force, the one that a rollback would put in place); of these models (at most `KEYS_MAX`),
+    or of all."""
+    latest = select(policies.c.model, func.max(policies.c.epoch).label("epoch")).group_by(policies.c.model)
+    newest = (latest if of is None else latest.where(policies.c.model.in_(of))).subquery()
     query = select(policies).join(newest, (policies.c.model == newest.c.model) & (policies.c.epoch == newest.c.epoch))
     rows = {
         row.model: Policy(row.epoch, _decode(row.split), row.replaces, row.created_at)
@@ -118,18 +123,20 @@ def history(connection: Connection, model: int, limit: int) -> list[Policy]:
     return [Policy(row.epoch, _decode(row.split), row.replaces, row.created_at) for row in connection.execute(query)]
 
 
-def list_overrides(connection: Connection) -> dict[int, dict[int, int]]:
-    """Model -> tenant index -> version."""
+def list_overrides(connection: Connection, of: Collection[int] | None = None) -> dict[int, dict[int, int]]:
+    """Model -> tenant index -> version; of these models (at most `KEYS_MAX`), or of all."""
     found: dict[int, dict[int, int]] = {}
-    for model, tenant, version in connection.execute(select(overrides)):
+    query = select(overrides)
+    for model, tenant, version in connection.execute(query if of is None else query.where(overrides.c.model.in_(of))):
         found.setdefault(model, {})[tenant] = version
     return found
 
 
 def set_override(connection: Connection, model: int, tenant: int, version: int | None) -> int | None:
     """Pin a tenant to a version, or with None let it go; returns what it was pinned to."""
-    before = list_overrides(connection).get(model, {}).get(tenant)
+    before = list_overrides(connection, [model]).get(model, {}).get(tenant)
     connection.execute(overrides.delete().where(overrides.c.model == model, overrides.c.tenant == tenant))
     if version is not None:
         connection.execute(insert(overrides).values(model=model, tenant=tenant, version=version))
+    revisions.touch(connection, "model", model)
     return before

@@ -8,7 +8,6 @@ from typing import Any
 
 import joblib
 import numpy as np
-import skops.io
 from sklearn.base import BaseEstimator, is_classifier
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -60,6 +59,8 @@ class SklearnEngine:
 def _read(path: Path, trust: bool) -> Any:
     kind = kind_of(path)
     if kind == "zip":
+        import skops.io  # imports all of scikit-learn, 35 MB that a pickle need not pay
+
         unknown = skops.io.get_untrusted_types(file=path)
         if unknown and not trust:
             listed = ", ".join(sorted(unknown)[:10])

@@ -12,12 +12,12 @@ from sqlalchemy import Connection
 
 from headrace.controlplane import accounts
 from headrace.controlplane.artifacts import gc_record
-from headrace.controlplane.routes import Api, Cursor, Limit, context
+from headrace.controlplane.routes.asked import Api, Cursor, Limit, context, page
 from headrace.core import resources as r
 from headrace.core.errors import InvalidInput, NotFound
 from headrace.registry import inventory
 from headrace.registry import store as registry
-from headrace.registry.artifacts import Stored
+from headrace.registry.artifacts import Stored, check_digest
 
 GRACE_MAX_S = 1e9
 ContentRange = Annotated[str, HeaderParameter(name="content-range", description="`bytes FIRST-LAST/SIZE`.")]
@@ -46,7 +46,7 @@ async def list_artifacts(
     request: Http[Any, Any, Any], platform: Api, limit: Limit = 100, cursor: Cursor = None
 ) -> r.Page[r.ArtifactUse]:
     """Admin: artifacts belong to no tenant. By digest, with the versions that need each."""
-    asked = await context(request, platform, None, None)
+    asked = await context(request)
     asked.principal.need("admin")
     stored = [item async for item in platform.artifacts.store.list()]
 
@@ -57,9 +57,8 @@ async def list_artifacts(
         return {digest: [f"{models[model]}@{number}" for model, number in keys] for digest, keys in found.items()}
 
     versions = await platform.store.run(read)
-    rest = sorted((item for item in stored if cursor is None or item.digest > cursor), key=lambda item: item.digest)
-    page = [_use(item, versions.get(item.digest, [])) for item in rest[:limit]]
-    return r.Page(page, page[-1].digest if len(rest) > limit else None)
+    found = [_use(item, versions.get(item.digest, [])) for item in stored]
+    return page(found, limit, cursor, lambda one: one.digest, lambda one: one.digest, check_digest)
 
 
 def _use(item: Stored, versions: list[str]) -> r.ArtifactUse:
@@ -72,12 +71,12 @@ async def collect_artifacts(
     request: Http[Any, Any, Any], platform: Api, data: JSONBody[r.CollectionCreate]
 ) -> r.Outcome[r.Collection]:
     """Admin. One that no version needs, no upload brings, and nobody has put or asked for during the grace period."""
-    asked = await context(request, platform, None, None)
+    asked = await context(request)
     asked.principal.need("admin")
     if data.grace_s is not None and not 0 <= data.grace_s <= GRACE_MAX_S:
         raise InvalidInput(f"grace_s: {data.grace_s}, expected 0 to {GRACE_MAX_S:g} seconds", field="grace_s")
     found = await platform.artifacts.collect(data.dry_run, data.grace_s)
-    return r.Outcome(found, await platform.mutate(asked, lambda _: gc_record(found)))
+    return await platform.mutate(asked, lambda _: gc_record(found), lambda _, record: found, r.Collection)
 
 
 @post("/api/v1/uploads", summary="Begin or resume an upload")

@@ -1,0 +1,132 @@
+"""Use cases: versions are deployed, scaled and undeployed."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from headrace.controlplane import accounts, views
+from headrace.controlplane.changes import Record
+from headrace.controlplane.platform import REPLICAS_MAX, SHARE_MIN, Platform, Request, check_range, version_in
+from headrace.core.errors import Conflict, InvalidInput, NotFound
+from headrace.core.names import parse_reference
+from headrace.core.resources import Deployment, DeploymentCreate, Outcome
+from headrace.deploy import store as deploy_store
+from headrace.registry.store import ModelRow
+from headrace.traffic import store as traffic
+from headrace.traffic.allocate import weights_of
+
+
+async def deploy(platform: Platform, request: Request, body: DeploymentCreate) -> Outcome[Deployment]:
+    """Want a version to run. Raises Conflict where that takes away what serves."""
+    request.principal.need("operator")
+    reference = parse_reference(body.model)
+    number = reference.version if body.version is None else body.version
+    share = body.traffic_percent
+    check_range("replicas", body.replicas, 0, REPLICAS_MAX)
+    check_range("threads", body.threads, 1, 256)
+    if share is not None and not (share == 0 or SHARE_MIN <= share <= 100):
+        expected = f"expected 0, or {SHARE_MIN:g} to 100"
+        raise InvalidInput(f"traffic_percent: {share:g}, {expected}", field="traffic_percent")
+
+    def work(c: Connection) -> Record:
+        tenant, model = platform.model(c, request, reference.model)
+        version = platform.version(c, model, number).version
+        entity = f"{reference.model}@{version}"
+        before = deploy_store.find(c, model.id, version)
+        if before is not None and body.replicas == 0:
+            must_not_serve(platform, c, model, version, f"headrace scale {entity} 0 --force")
+        deploy_store.create(c, model.id, version, body.replicas, body.threads, share)
+        undo = f"headrace scale {entity} {before.replicas}" if before else f"headrace undeploy {entity}"
+        after = {"replicas": body.replicas, "threads": body.threads, "traffic_percent": share}
+        shown = {"replicas": before.replicas, "threads": before.threads} if before else None
+        return Record("deployment.create", tenant.name, entity, shown, after, undo)
+
+    def show(c: Connection, record: Record) -> Deployment:
+        return show_deployment(platform, c, request, reference.model, version_in(record))
+
+    return await platform.mutate(request, work, show, Deployment)
+
+
+async def scale(
+    platform: Platform, request: Request, name: str, version: int, replicas: int, force: bool = False
+) -> Outcome[Deployment]:
+    """Want another number of replicas. Raises Conflict for none while the version has traffic, unless forced."""
+    request.principal.need("operator")
+    check_range("replicas", replicas, 0, REPLICAS_MAX)
+    entity = f"{name}@{version}"
+
+    def work(c: Connection) -> Record:
+        tenant, model = platform.model(c, request, name)
+        before = deployment(c, model, version)
+        request.match(views.tag(show_deployment(platform, c, request, name, version)))
+        if replicas == 0 and not force:
+            must_not_serve(platform, c, model, version, f"headrace scale {entity} 0 --force")
+        deploy_store.scale(c, before, replicas)
+        undo = f"headrace scale {entity} {before.replicas}"
+        return Record(
+            "deployment.scale", tenant.name, entity, {"replicas": before.replicas}, {"replicas": replicas}, undo
+        )
+
+    return await platform.mutate(
+        request, work, lambda c, _: show_deployment(platform, c, request, name, version), Deployment
+    )
+
+
+async def undeploy(
+    platform: Platform, request: Request, name: str, version: int, force: bool = False
+) -> Outcome[Deployment]:
+    """Want a version to run no more; the result is what is left of it once it has drained. Raises Conflict while it
+    has traffic, unless forced."""
+    request.principal.need("operator")
+    entity = f"{name}@{version}"
+
+    def work(c: Connection) -> Record:
+        tenant, model = platform.model(c, request, name)
+        before = deployment(c, model, version)
+        if not force:
+            must_not_serve(platform, c, model, version, f"headrace undeploy {entity} --force")
+        deploy_store.remove(c, model.id, version)
+        undo = f"headrace deploy {entity} --replicas {before.replicas}"
+        shown = {"replicas": before.replicas, "threads": before.threads, "created_at": before.created_at}
+        return Record("deployment.remove", tenant.name, entity, shown, None, undo)
+
+    def show(c: Connection, record: Record) -> Deployment:
+        created_at = str((record.before or {})["created_at"])
+        return Deployment(name, record.tenant, version, "stopped", 0, 0, 0, "undeployed", [], 0.0, created_at)
+
+    return await platform.mutate(request, work, show, Deployment)
+
+
+def must_not_serve(platform: Platform, c: Connection, model: ModelRow, version: int, force: str) -> None:
+    """Raises Conflict while a version has traffic or tenants pinned to it; `force` is how to do it even so."""
+    entity = f"{model.name}@{version}"
+    percent = weights_of(traffic.current(c, model.id).split).get(version, 0.0)
+    pinned = [t for t, v in traffic.list_overrides(c, [model.id]).get(model.id, {}).items() if v == version]
+    even_so = f"; or have its callers refused: {force}"
+    if percent > 0:
+        hint = f"give it to another version first: headrace traffic set {model.name} VERSION=100{even_so}"
+        raise Conflict(f"{entity} has {percent:g} % of the traffic", field="version", hint=hint)
+    if pinned:
+        name = accounts.find_tenants(c, pinned[:1])[pinned[0]].name
+        hint = f"headrace traffic unpin {model.name} {name}{even_so}"
+        raise Conflict(f"{entity}: tenant {name!r} is pinned to it", field="version", hint=hint)
+
+
+def show_deployment(platform: Platform, c: Connection, request: Request, name: str, version: int) -> Deployment:
+    """A deployment as the API shows it. Raises NotFound."""
+    tenant, model = platform.model(c, request, name)
+    desired = deployment(c, model, version)
+    replicas, policy = views.replicas_of(platform.fleet.statuses()), traffic.current(c, model.id)
+    return views.deployment(desired, tenant.name, name, policy, replicas, platform.standings())
+
+
+def deployment(c: Connection, model: ModelRow, version: int) -> deploy_store.Desired:
+    """A desired deployment. Raises NotFound."""
+    found = deploy_store.find(c, model.id, version)
+    if found is None:
+        raise NotFound(
+            f"{model.name}@{version} is not deployed",
+            field="version",
+            hint=f"headrace deploy {model.name}@{version}",
+        )
+    return found

@@ -1,0 +1,109 @@
+"""Use case: a version is registered."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from headrace.controlplane import changes, views
+from headrace.controlplane.changes import Record
+from headrace.controlplane.platform import Platform, Request, version_in
+from headrace.core.database import now
+from headrace.core.errors import NotFound, Unprocessable
+from headrace.core.names import check_name
+from headrace.core.resources import Engine, Outcome, Version, VersionCreate
+from headrace.core.specs import Examination, ExaminationRequest
+from headrace.registry import inventory, registration
+from headrace.registry import store as registry
+from headrace.registry.store import VersionRow
+
+
+async def register(platform: Platform, request: Request, name: str, body: VersionCreate) -> Outcome[Version]:
+    """Register a version. Raises InvalidInput, NotFound, Unprocessable."""
+    request.principal.need("developer")
+    check_name(name, "model")
+    engine = registration.check(body)
+    async with platform.artifacts.using(body.digest) as size:
+        return await _examined(platform, request, name, engine, size, body)
+
+
+async def _examined(
+    platform: Platform, request: Request, name: str, engine: Engine, size: int, body: VersionCreate
+) -> Outcome[Version]:
+    """Look into the artifact, unless what it is to become is there already, and write the version."""
+
+    def look(c: Connection) -> tuple[bool, int | None]:
+        actor, key = request.principal.key, request.idempotency_key
+        again = key is not None and changes.replayed(c, actor, key, request.digest) is not None
+        return again, _same_as_latest(platform, c, request, name, engine, body)
+
+    again, known = await platform.store.run(look)
+    found = Examination()
+    if not again and known is None:
+        async with platform.artifacts.local(body.digest, size) as path:
+            asked = ExaminationRequest(engine, str(path), body.options, body.signature)
+            found = await platform.examiner.examine(asked)
+        if found.fault is not None:
+            raise Unprocessable(found.fault.message, field=found.fault.field, hint=found.fault.hint)
+
+    def work(c: Connection) -> Record:
+        tenant = platform.tenant(c, request)
+        same = known or _same_as_latest(platform, c, request, name, engine, body)
+        if same is not None:  # perhaps pushed by somebody else while it was examined
+            return Record("version.register", tenant.name, f"{name}@{same}", changed=False)
+        return _add_version(platform, c, request, name, engine, size, body, found)
+
+    def show(c: Connection, record: Record) -> Version:
+        tenant, model = platform.model(c, request, name)
+        return views.version(platform.version(c, model, version_in(record)), name, tenant.name)
+
+    return await platform.mutate(request, work, show, Version)
+
+
+def _add_version(
+    platform: Platform,
+    c: Connection,
+    request: Request,
+    name: str,
+    engine: Engine,
+    size: int,
+    body: VersionCreate,
+    found: Examination,
+) -> Record:
+    assert found.signature is not None and found.options is not None
+    if not inventory.is_kept(c, body.digest):  # by another control plane, while it was examined
+        raise NotFound(f"digest: artifact {body.digest[:12]}... was just removed", field="digest")
+    tenant = platform.tenant(c, request)
+    model = registry.ensure_model(c, tenant.index, name)
+    number = (registry.latest_version(c, model.id) or 0) + 1
+    registry.add_version(
+        c,
+        VersionRow(
+            model.id,
+            number,
+            engine,
+            body.digest,
+            size,
+            body.file_name,
+            found.signature,
+            found.options,
+            body.metrics,
+            body.tags,
+            body.description,
+            now(),
+            request.principal.key,
+        ),
+    )
+    return Record("version.register", tenant.name, f"{name}@{number}", None, {"digest": body.digest})
+
+
+def _same_as_latest(
+    platform: Platform, c: Connection, request: Request, name: str, engine: Engine, body: VersionCreate
+) -> int | None:
+    """The latest version's number where it is what `body` would make again."""
+    model = registry.find_model(c, platform.tenant(c, request).index, name)
+    latest = registry.latest_version(c, model.id) if model is not None else None
+    row = registry.find_version(c, model.id, latest) if model is not None and latest is not None else None
+    if row is None or (row.digest, row.engine) != (body.digest, engine):
+        return None
+    same = body.options is None or body.options == row.options
+    return row.version if same and (body.signature is None or body.signature == row.signature) else None

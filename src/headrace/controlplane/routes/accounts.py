@@ -1,0 +1,199 @@
+"""Tenants and API keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Request as Http
+from litestar import Response, delete, get, patch, post
+from litestar.params import FromPath, FromQuery, JSONBody
+from sqlalchemy import Connection
+
+from headrace.controlplane import accounts, views
+from headrace.controlplane.accounts import KeyRow
+from headrace.controlplane.changes import Record
+from headrace.controlplane.platform import Platform, check_range
+from headrace.controlplane.routes.asked import (
+    Api,
+    Cursor,
+    Limit,
+    State,
+    Tenant,
+    check_time,
+    context,
+    page,
+    reach,
+    tagged,
+)
+from headrace.core import resources as r
+from headrace.core.errors import Conflict, InvalidInput, NotFound
+from headrace.core.names import check_name
+
+
+@get("/api/v1/tenants", summary="List tenants")
+async def list_tenants(
+    request: Http[Any, Any, Any],
+    platform: Api,
+    in_state: State = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> r.Page[r.Tenant]:
+    """By name. All tenants for an admin, else the caller's own; `state` is `active` or `suspended`."""
+    asked = await context(request)
+    found = await platform.store.run(lambda c: [t.resource() for t in reach(c, asked)])
+    found = [tenant for tenant in found if in_state in (None, tenant.state)]
+    return page(found, limit, cursor, lambda t: t.name, lambda t: t.name, check_name)
+
+
+@post("/api/v1/tenants", summary="Create a tenant")
+async def create_tenant(
+    request: Http[Any, Any, Any], platform: Api, data: JSONBody[r.TenantCreate]
+) -> r.Outcome[r.Tenant]:
+    """Admin."""
+    asked = await context(request)
+    asked.principal.need("admin")
+    check_name(data.name)
+    check_quota(data.quota)
+
+    def work(c: Connection) -> Record:
+        if accounts.find_tenant(c, data.name) is not None:
+            raise Conflict(f"tenant {data.name!r} exists", field="name")
+        accounts.create_tenant(c, data.name, data.quota)
+        return Record("tenant.create", data.name, data.name, None, {"name": data.name})
+
+    return await platform.mutate(asked, work, lambda c, _: accounts.named_tenant(c, data.name).resource(), r.Tenant)
+
+
+def check_quota(quota: r.Quota) -> None:
+    """Raises InvalidInput for limits that no tenant could live with."""
+    for field, value in (("rate_per_s", quota.rate_per_s), ("burst", quota.burst)):
+        if not 0 < value <= 1e9:
+            raise InvalidInput(f"quota.{field}: {value}, expected more than 0 and at most 1e9", field=f"quota.{field}")
+    check_range("quota.max_in_flight", quota.max_in_flight, 1, 10_000_000)
+
+
+@get("/api/v1/tenants/{name:str}", summary="Show a tenant")
+async def show_tenant(request: Http[Any, Any, Any], platform: Api, name: FromPath[str]) -> Response[r.Tenant]:
+    """The caller's own, or any for an admin."""
+    asked = await context(request, name)
+    return tagged(await platform.store.run(lambda c: Platform.tenant(c, asked).resource()))
+
+
+@patch("/api/v1/tenants/{name:str}", summary="Change a tenant's quota or state")
+async def update_tenant(
+    request: Http[Any, Any, Any], platform: Api, name: FromPath[str], data: JSONBody[r.TenantUpdate]
+) -> r.Outcome[r.Tenant]:
+    """Admin."""
+    asked = await context(request, None, data.reason)
+    asked.principal.need("admin")
+
+    def work(c: Connection) -> Record:
+        row = accounts.named_tenant(c, name)
+        before = row.resource()
+        asked.match(views.tag(before))
+        if data.state == "suspended" and name == asked.principal.tenant.name:
+            raise Conflict(f"tenant {name!r} is your own: you could not take it back", field="state")
+        quota = r.Quota(
+            before.quota.rate_per_s if data.rate_per_s is None else data.rate_per_s,
+            before.quota.burst if data.burst is None else data.burst,
+            before.quota.max_in_flight if data.max_in_flight is None else data.max_in_flight,
+        )
+        check_quota(quota)
+        values = {"rate_per_s": quota.rate_per_s, "burst": quota.burst, "max_in_flight": quota.max_in_flight}
+        after: dict[str, object] = {**values, "state": data.state or before.state}
+        accounts.update_tenant(c, row.index, after)
+        old = before.quota
+        shown = {"rate_per_s": old.rate_per_s, "burst": old.burst, "max_in_flight": old.max_in_flight}
+        undo = f"headrace tenants update {name} --rate {old.rate_per_s:g} --burst {old.burst:g}"
+        return Record("tenant.update", name, name, {**shown, "state": before.state}, after, undo)
+
+    return await platform.mutate(asked, work, lambda c, _: accounts.named_tenant(c, name).resource(), r.Tenant)
+
+
+@get("/api/v1/keys", summary="List API keys")
+async def list_keys(
+    request: Http[Any, Any, Any],
+    platform: Api,
+    role: FromQuery[str | None] = None,
+    in_state: State = None,
+    tenant: Tenant = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> r.Page[r.Key]:
+    """Admin; never their secrets. Oldest first; `state` is `active` or `revoked`."""
+    asked = await context(request, tenant)
+    asked.principal.need("admin")
+
+    def read(c: Connection) -> list[r.Key]:
+        names = {t.index: t.name for t in reach(c, asked)}
+        return [key.resource(names[key.tenant]) for key in accounts.list_keys(c) if key.tenant in names]
+
+    found = [k for k in await platform.store.run(read) if role in (None, k.role) and in_state in (None, k.state)]
+    return page(found, limit, cursor, lambda k: (k.created_at, k.id), lambda k: f"{k.created_at},{k.id}", read_key)
+
+
+def read_key(cursor: str) -> tuple[str, str]:
+    """The place of ``created_at,id``. Raises InvalidInput, ValueError."""
+    created_at, id_ = cursor.split(",")
+    return check_time(created_at, "cursor"), id_
+
+
+@post("/api/v1/keys", summary="Create an API key")
+async def create_key(
+    request: Http[Any, Any, Any], platform: Api, data: JSONBody[r.KeyCreate]
+) -> r.Outcome[r.KeyCreated]:
+    """Admin. The reply is the only place where the key's text is ever shown: it is not stored, so that the same
+    Idempotency-Key again is refused (409) with the id of the key that it made."""
+    asked = await context(request, data.tenant)
+    asked.principal.need("admin")
+    if len(data.label) > 200:
+        raise InvalidInput("label: longer than 200 characters", field="label")
+    made: list[tuple[KeyRow, str]] = []
+
+    def work(c: Connection) -> Record:
+        tenant = Platform.tenant(c, asked)
+        made.append(accounts.create_key(c, tenant.index, data.role, data.label))
+        row = made[-1][0]
+        after = {"id": row.id, "role": row.role}
+        return Record("key.create", tenant.name, row.id, None, after, f"headrace keys revoke {row.id}")
+
+    def show(c: Connection, record: Record) -> r.KeyCreated:
+        row, text = made[-1]
+        return r.KeyCreated(row.resource(record.tenant), text)
+
+    return await platform.mutate(asked, work, show, r.KeyCreated, secret=True)
+
+
+@get("/api/v1/keys/{id_:str}", summary="Show an API key")
+async def show_key(request: Http[Any, Any, Any], platform: Api, id_: FromPath[str]) -> Response[r.Key]:
+    """Admin; never its secret."""
+    asked = await context(request)
+    asked.principal.need("admin")
+    return tagged(await platform.store.run(lambda c: one_key(c, id_)))
+
+
+def one_key(c: Connection, id_: str) -> r.Key:
+    """A key as the API shows it. Raises NotFound."""
+    row = accounts.find_key(c, id_)
+    if row is None:
+        raise NotFound(f"key {id_!r} does not exist", field="id")
+    return row.resource(accounts.find_tenants(c, [row.tenant])[row.tenant].name)
+
+
+@delete("/api/v1/keys/{id_:str}", status_code=200, summary="Revoke an API key")
+async def revoke_key(request: Http[Any, Any, Any], platform: Api, id_: FromPath[str]) -> r.Outcome[r.Key]:
+    """Admin. In effect on every router when this answers with `effective`."""
+    asked = await context(request)
+    asked.principal.need("admin")
+
+    def work(c: Connection) -> Record:
+        if id_ == asked.principal.key:
+            raise Conflict("a key cannot revoke itself", field="id")
+        key = one_key(c, id_)
+        accounts.revoke_key(c, id_)
+        return Record("key.revoke", key.tenant, id_, {"state": key.state}, {"state": "revoked"})
+
+    return await platform.mutate(asked, work, lambda c, _: one_key(c, id_), r.Key)
+
+
+HANDLERS = [list_tenants, create_tenant, show_tenant, update_tenant, list_keys, create_key, show_key, revoke_key]
