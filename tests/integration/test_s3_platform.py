@@ -131,7 +131,7 @@ def test_serving_goes_on_without_the_store_and_a_start_waits_for_it(
         assert answer(client, "away") == 2.5
     finally:
         between.faults.down = False
-    client.undeploy("away@1")
+    client.undeploy("away@1", force=True)
 
 
 def test_an_entry_that_rots_is_pulled_again(platform: Platform, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_an_entry_that_rots_is_pulled_again(platform: Platform, tmp_path: Path) 
     client.deploy("rots@1", traffic=100)
     assert answer(client, "rots") == 2.5
     assert entry.read_bytes() == good
-    client.undeploy("rots@1")
+    client.undeploy("rots@1", force=True)
 
 
 def test_a_pull_that_was_killed_with_its_node_goes_on(platform: Platform, between: Proxy, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_pull_that_was_killed_with_its_node_goes_on(platform: Platform, betwee
         between.faults.bytes_per_s = 0.0
     client.deploy("slow@1", traffic=100)
     assert answer(client, "slow") == 2.5
-    client.undeploy("slow@1")
+    client.undeploy("slow@1", force=True)
 
 
 def pid_of(module: str, platform: Platform) -> int:
@@ -189,7 +189,7 @@ def test_an_artifact_damaged_in_the_store_fails_clearly_and_is_sent_again(
     assert client.models.push("damaged", path, force=True).result.version == 1
     client.deploy("damaged@1", traffic=100)
     assert answer(client, "damaged") == 2.5
-    client.undeploy("damaged@1")
+    client.undeploy("damaged@1", force=True)
 
 
 def damage(platform: Platform, server: Server, digest: str) -> None:
@@ -233,8 +233,8 @@ def test_a_full_disk_fails_the_deployment_and_leaves_the_rest_serving(server: Se
             assert answer(client, "one") == 2.5
             client.scale("one@1", 2)
             until(lambda: client.deployments.show("one@1").ready == 2)
-            client.undeploy("two@1")
-            client.undeploy("one@1")
+            client.undeploy("two@1", force=True)
+            client.undeploy("one@1", force=True)
             until(lambda: not any(one.instances for one in client.deployments.list().items))
             client.deploy("two@1", traffic=100)  # the other is evicted
             assert answer(client, "two") == 2.5
