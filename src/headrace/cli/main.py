@@ -54,16 +54,21 @@ def up(
     s3_access_key: Annotated[str | None, typer.Option(help="Reference: env:NAME or file:/PATH.")] = None,
     s3_secret_key: Annotated[str | None, typer.Option(help="Reference, never the key itself.")] = None,
     s3_session_token: Annotated[str | None, typer.Option(help="Reference.")] = None,
+    replicas_max: Annotated[int | None, typer.Option(help="Replicas that all deployments together may want.")] = None,
     drain_s: Annotated[float | None, typer.Option(help="How long replicas and routers finish what they have.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    with_parent: Annotated[bool, typer.Option(hidden=True)] = False,
     file: SettingsFile = None,
 ) -> None:
-    """Start the platform on this machine; Ctrl-C drains and stops it."""
-    given = {name: value for name, value in locals().items() if name != "file"}
+    """Start the platform on this machine; Ctrl-C drains and stops it.
+
+    With --with-parent (for `headrace.serve`) it also stops at the end of its standard input, however its parent ended.
+    """
+    given = {name: value for name, value in locals().items() if name not in ("file", "with_parent")}
     loaded = load(file, os.environ, given)
     from headrace.deploy.node import run_node  # the platform itself, which no other command needs
 
-    raise SystemExit(run_node(loaded.settings))
+    raise SystemExit(run_node(loaded.settings, with_parent))
 
 
 @app.command()

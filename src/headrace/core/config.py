@@ -65,6 +65,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Reference to the secret key, likewise."""
     s3_session_token: str = "env:AWS_SESSION_TOKEN"
     """Reference to the session token, likewise."""
+    replicas_max: int = 256
+    """Replicas that all deployments together may want: each is a process."""
     drain_s: float = 30.0
     """How long a replica or router finishes what it has after being told to stop."""
     log_level: str = "info"
@@ -83,6 +85,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "artifact_max_bytes": (1, 1 << 50),
     "artifact_grace_s": (0, 1e9),
     "cache_max_bytes": (1, 1 << 50),
+    "replicas_max": (1, 1_000_000),
     "drain_s": (0, 86_400),
 }
 """Least and most of each setting that is a number."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from headrace.core.config import Settings
 from headrace.core.errors import InvalidInput
 
 
@@ -46,6 +47,14 @@ class PullEvent(msgspec.Struct, frozen=True):
     """``pulling``; then ``ready``, ``failed`` (for good) or ``unavailable`` (another time it may work)."""
     bytes_done: int = 0
     detail: str = ""
+
+
+def s3_of(settings: Settings, environment: MutableMapping[str, str]) -> S3Spec | None:
+    """Where artifacts are kept, unless in the data folder. Raises InvalidInput."""
+    if not settings.artifacts:
+        return None
+    references = (settings.s3_access_key, settings.s3_secret_key, settings.s3_session_token)
+    return parse_s3(settings.artifacts, settings.s3_endpoint, settings.s3_region, references, environment)
 
 
 def parse_s3(

@@ -13,31 +13,28 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from headrace.core.config import Settings
-from headrace.core.errors import HeadraceError, InvalidInput, RetryLater, Unprocessable
+from headrace.core.errors import HeadraceError, InvalidInput, Unprocessable
 from headrace.core.logs import configure
-from headrace.core.process import thread_limits
+from headrace.core.process import thread_limits, watch_input
 from headrace.core.specs import (
     ControlSpec,
     ProcessEvent,
     ReplicaEvent,
     ReplicaSpec,
-    ReplicaState,
-    ReplicaStatus,
     RouterSpec,
     ServedVersion,
 )
-from headrace.core.storage import S3Spec, parse_s3
+from headrace.core.storage import S3Spec, s3_of
 from headrace.deploy import states
 from headrace.deploy.child import Child
 from headrace.deploy.place import clear_sockets, lock, new_quota, reserve_port, run_folder
 from headrace.deploy.pulls import Pulls
+from headrace.deploy.record import ReplicaRecord
 from headrace.deploy.wire import NodeCommand, NodeState
 
 RESTART_S = (0.1, 10.0)
@@ -45,61 +42,6 @@ RESTART_S = (0.1, 10.0)
 LEAVING_S = 5.0
 """How long the processes of a node that was killed may take to let go of their ports."""
 LINE_MAX = 64 << 20
-
-
-@dataclass
-class ReplicaRecord:
-    """A replica and what it said last."""
-
-    spec: ReplicaSpec
-    child: Child | None = None
-    state: ReplicaState = "starting"
-    detail: str = ""
-    timings_s: dict[str, float] = field(default_factory=dict)
-    stopping: bool = False
-    bringing: asyncio.Task[None] | None = None
-    """Brings its artifacts here, before its process starts."""
-    waits_for: Callable[[], str] = str
-    """Tells people what it waits for meanwhile."""
-    held: list[int] = field(default_factory=list)
-    """Descriptors that keep its artifacts from being evicted."""
-
-    def stop(self) -> None:
-        """It was told to: whatever it still says of loading or being ready is late."""
-        self.stopping = True
-        if self.state not in states.ENDED:
-            self.state = "draining"
-
-    def said(self, event: ReplicaEvent) -> None:
-        """Take an event line. Raises IllegalTransition for a step that a replica may not make."""
-        self.state = states.step(states.REPLICA, self.state, event.state)
-        self.detail = event.detail
-        self.timings_s = self.timings_s | event.timings_s
-
-    def ended(self, code: int) -> None:
-        """Its process is no more."""
-        while self.held:
-            os.close(self.held.pop())
-        if self.state in states.ENDED:
-            return  # it has said why itself
-        if self.stopping or (code == 0 and self.state == "draining"):
-            self.state = states.step(states.REPLICA, self.state, "stopped")
-        else:
-            self.state = states.step(states.REPLICA, self.state, "crashed")
-            self.detail = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
-    def unstartable(self, error: HeadraceError) -> None:
-        """Its artifacts cannot be brought here: for good, or this time."""
-        self.detail = error.message
-        if not self.stopping:
-            reached: ReplicaState = "crashed" if isinstance(error, RetryLater) else "failed"
-            self.state = states.step(states.REPLICA, self.state, reached)
-        self.ended(0)
-
-    def status(self) -> ReplicaStatus:
-        """As the fleet port shows it."""
-        pid = self.child.pid if self.child is not None else 0
-        return ReplicaStatus(self.spec, self.state, pid, self.detail or self.waits_for(), self.timings_s)
 
 
 class NodeInfo(msgspec.Struct):
@@ -162,6 +104,7 @@ class Node:
                     str(self.run),
                     s.anonymous_tenant,
                     s.artifact_max_bytes,
+                    s.replicas_max,
                     s.drain_s,
                     self.url("http"),
                     self.url("grpc"),
@@ -377,8 +320,8 @@ async def hold_ports(settings: Settings, folder: Path) -> tuple[list[socket.sock
     return held, ports
 
 
-async def serve(settings: Settings, folder: Path, store: S3Spec | None) -> int:
-    """Run the node until it is told to stop."""
+async def serve(settings: Settings, folder: Path, store: S3Spec | None, with_parent: bool) -> int:
+    """Run the node until it is told to stop, or standard input ends where the parent holds it."""
     held, ports = await hold_ports(settings, folder)
     run = run_folder(folder)
     new_quota(run)
@@ -394,6 +337,8 @@ async def serve(settings: Settings, folder: Path, store: S3Spec | None) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted)
+    if with_parent:
+        watch_input(loop, node.stopping.set)
     server = await asyncio.start_unix_server(node.connected, str(run / "node.sock"), limit=LINE_MAX)
     os.chmod(run / "node.sock", 0o600)
     telling = loop.create_task(node.tell())
@@ -438,8 +383,8 @@ async def announce(node: Node, wanted: set[str]) -> None:
     print("\n".join(lines), flush=True)
 
 
-def run_node(settings: Settings) -> int:
-    """Run a node until Ctrl-C or SIGTERM; returns the exit code.
+def run_node(settings: Settings, with_parent: bool = False) -> int:
+    """Run a node until Ctrl-C or SIGTERM, or with its parent until that is gone; returns the exit code.
 
     Raises:
         HeadraceError: the folder or a port cannot be had.
@@ -456,13 +401,4 @@ def run_node(settings: Settings) -> int:
     except OSError as error:
         raise HeadraceError(f"data: {folder}: {error.strerror}", field="data") from None
     with held:
-        return asyncio.run(serve(settings, folder, store_of(settings)))
-
-
-def store_of(settings: Settings) -> S3Spec | None:
-    """Where artifacts are kept, unless in the data folder. Its secrets leave the environment: no child inherits them.
-    Raises InvalidInput."""
-    if not settings.artifacts:
-        return None
-    references = (settings.s3_access_key, settings.s3_secret_key, settings.s3_session_token)
-    return parse_s3(settings.artifacts, settings.s3_endpoint, settings.s3_region, references, os.environ)
+        return asyncio.run(serve(settings, folder, s3_of(settings, os.environ), with_parent))
