@@ -158,6 +158,10 @@ def test_a_pull_that_was_killed_with_its_node_goes_on(platform: Platform, betwee
         part = platform.folder / "cache" / f"{made.digest}.{made.size_bytes}.pulling"
         until(lambda: part.exists() and part.stat().st_size > 0)
         until(lambda: "pulling the artifact" in client.deployments.show("slow@1").detail)
+        assert [one.state for one in client.deployments.show("slow@1").instances] == ["pulling"]
+        client.scale("first@1", 4)  # whose artifact is here: nobody waits for the store on account of another
+        until(lambda: client.deployments.show("first@1").ready == 4)
+        client.scale("first@1", 3)
         os.kill(pid_of("headrace.registry.pull", platform), signal.SIGKILL)
     finally:
         between.faults.bytes_per_s = 0.0

@@ -9,8 +9,8 @@ import msgspec
 from headrace.core.signature import Signature
 from headrace.core.storage import S3Spec
 
-ReplicaState = Literal["starting", "loading", "warming", "ready", "draining", "stopped", "crashed", "failed"]
-"""`crashed`: the process ended by itself; `failed`: it said why it cannot serve (an artifact that does not load)."""
+ReplicaState = Literal["pulling", "starting", "loading", "warming", "ready", "draining", "stopped", "crashed", "failed"]
+"""`pulling`: its artifacts come to the node, and there is no process yet; `crashed`: the process ended by itself; `failed`: it said why it cannot serve (an artifact that does not load)."""
 
 
 class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

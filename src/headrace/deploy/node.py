@@ -183,6 +183,7 @@ class Node:
             if all(served.artifact for served in command.spec.versions):
                 record.child = self._start(record)
             else:
+                record.state = "pulling"
                 record.bringing = asyncio.get_running_loop().create_task(self._bring(record))
         elif command.verb == "stop" and record is not None:
             record.stop()
@@ -206,6 +207,7 @@ class Node:
             if record.stopping:
                 record.ended(0)
             else:
+                record.state = states.step(states.REPLICA, record.state, "starting")
                 record.child = self._start(record)
         self.touch()
 

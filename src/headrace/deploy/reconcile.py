@@ -24,7 +24,8 @@ one that dies as soon as it is ready is."""
 CRASHES_MAX = 3
 """Crashes before the first ready replica that fail a deployment."""
 STARTING = ("starting", "loading", "warming")
-LIVE = (*STARTING, "ready")
+"""States of a process that is on its way, and takes the machine's time."""
+LIVE = ("pulling", *STARTING, "ready")
 
 Target = tuple[str, int]
 """(``tenant/name``, version)."""
