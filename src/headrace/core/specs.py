@@ -10,7 +10,8 @@ from headrace.core.signature import Signature
 from headrace.core.storage import S3Spec
 
 ReplicaState = Literal["pulling", "starting", "loading", "warming", "ready", "draining", "stopped", "crashed", "failed"]
-"""`pulling`: its artifacts come to the node, and there is no process yet; `crashed`: the process ended by itself; `failed`: it said why it cannot serve (an artifact that does not load)."""
+"""`pulling`: its artifacts come to the node, and there is no process yet; `crashed`: the process ended by itself;
+`failed`: it said why it cannot serve (an artifact that does not load)."""
 
 
 class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
