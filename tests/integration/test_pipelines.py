@@ -213,7 +213,7 @@ def test_a_replica_refuses_a_damaged_part(tmp_path: Path) -> None:
         artifact.digest,
         Signature((), ()),
         EngineOptions(),
-        (part,),
+        parts=(part,),
     )
     Path(part.artifact).write_bytes(b"something else")
     with pytest.raises(Unprocessable, match="the artifact is damaged"):

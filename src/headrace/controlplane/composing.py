@@ -75,16 +75,17 @@ def _may_use(c: Connection, tenant: TenantRow, owner: TenantRow, model: ModelRow
     return owner.index == tenant.index or tenant.index in registry.list_grants(c, [model.id]).get(model.id, [])
 
 
-def served(found: Sequence[Part], path: Callable[[str], Path]) -> tuple[ServedPart, ...]:
-    """Parts as a replica gets them. `path` says where an artifact lies."""
+def served(found: Sequence[Part], path: Callable[[str], Path | None]) -> tuple[ServedPart, ...]:
+    """Parts as a replica gets them. `path` says where an artifact lies, None: the node has to pull it."""
     return tuple(
         ServedPart(
             part.reference,
             part.version.engine,
-            str(path(part.version.digest)),
+            str(path(part.version.digest) or ""),
             part.version.digest,
             part.version.signature,
             part.version.options,
+            part.version.size_bytes,
         )
         for part in found
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 
 from sqlalchemy import Connection
 
@@ -13,10 +14,11 @@ from headrace.core import pipeline
 from headrace.core.database import now
 from headrace.core.errors import Forbidden, NotFound, Unprocessable
 from headrace.core.names import check_name
+from headrace.core.pipeline import Pipeline
 from headrace.core.resources import Engine, Outcome, Version, VersionCreate
 from headrace.core.specs import Examination, ExaminationRequest
+from headrace.registry import inventory, registration
 from headrace.registry import parts as parts_store
-from headrace.registry import registration
 from headrace.registry import store as registry
 from headrace.registry.parts import Part
 from headrace.registry.store import VersionRow
@@ -29,16 +31,15 @@ async def register(platform: Platform, request: Request, name: str, body: Versio
     engine = registration.check(body)
     if body.options is not None and body.options.trust:
         _need_trust(request)
-    size = platform.artifacts.size(body.digest)
-    if size is None:
-        raise NotFound(
-            f"digest: no artifact {body.digest[:12]}...",
-            field="digest",
-            hint="PUT /api/v1/artifacts/{digest} first",
-        )
+    async with platform.artifacts.using(body.digest) as size:
+        return await _examined(platform, request, name, engine, size, body)
 
-    path = platform.artifacts.path(body.digest)
-    declared = await asyncio.to_thread(pipeline.read, path) if engine == "pipeline" else None
+
+async def _examined(
+    platform: Platform, request: Request, name: str, engine: Engine, size: int, body: VersionCreate
+) -> Outcome[Version]:
+    """Look into the artifact, unless what it is to become is there already, and write the version."""
+    declared = await _declared(platform, size, body) if engine == "pipeline" else None
 
     def look(c: Connection) -> tuple[bool, int | None, tuple[Part, ...]]:
         actor, key = request.principal.key, request.idempotency_key
@@ -52,13 +53,7 @@ async def register(platform: Platform, request: Request, name: str, body: Versio
     again, known, parts = await platform.store.run(look)
     found = Examination()
     if not again and known is None:
-        found = await platform.examiner.examine(
-            ExaminationRequest(
-                engine, str(path), body.options, body.signature, composing.served(parts, platform.artifacts.path)
-            )
-        )
-        if found.fault is not None:
-            raise Unprocessable(found.fault.message, field=found.fault.field, hint=found.fault.hint)
+        found = await _examine(platform, engine, size, body, parts)
 
     def work(c: Connection) -> Record:
         tenant = platform.tenant(c, request)
@@ -74,6 +69,29 @@ async def register(platform: Platform, request: Request, name: str, body: Versio
         return composing.version(c, tenant, model, platform.version(c, model, version_in(record)))
 
     return await platform.mutate(request, work, show, Version)
+
+
+async def _declared(platform: Platform, size: int, body: VersionCreate) -> Pipeline:
+    """What a pipeline's artifact declares. Raises InvalidInput, Unprocessable."""
+    async with platform.artifacts.local(body.digest, size) as path:
+        return await asyncio.to_thread(pipeline.read, path)
+
+
+async def _examine(
+    platform: Platform, engine: Engine, size: int, body: VersionCreate, parts: tuple[Part, ...]
+) -> Examination:
+    """What the artifact, with the versions that it runs, turns out to be. Raises Unprocessable."""
+    local = platform.artifacts.local
+    async with AsyncExitStack() as held:
+        path = await held.enter_async_context(local(body.digest, size))
+        rows = [part.version for part in parts]
+        near = {row.digest: await held.enter_async_context(local(row.digest, row.size_bytes)) for row in rows}
+        served = composing.served(parts, near.get)
+        asked = ExaminationRequest(engine, str(path), body.options, body.signature, served)
+        found = await platform.examiner.examine(asked)
+    if found.fault is not None:
+        raise Unprocessable(found.fault.message, field=found.fault.field, hint=found.fault.hint)
+    return found
 
 
 def _need_trust(request: Request) -> None:
@@ -100,6 +118,8 @@ def _add_version(
     parts: tuple[Part, ...],
 ) -> Record:
     assert found.signature is not None and found.options is not None
+    if not inventory.is_kept(c, body.digest):  # by another control plane, while it was examined
+        raise NotFound(f"digest: artifact {body.digest[:12]}... was just removed", field="digest")
     tenant = platform.tenant(c, request)
     model = registry.ensure_model(c, tenant.index, name)
     number = (registry.latest_version(c, model.id) or 0) + 1
