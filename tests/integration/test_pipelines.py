@@ -108,7 +108,7 @@ def test_each_step_is_metered(client: Client, words: str) -> None:
     client.predict(words, [b"a"] * 7)
     until(
         lambda: all(rows >= before[step] + 7 for step, rows in counted().items())
-    )  # what came before is reported late
+    )  # what came before comes late
     text = httpx.get(f"{client.access.control_url}/metrics").text
     assert re.search(r'headrace_step_duration_seconds_count\{.*step="more"', text)
     promtool = shutil.which("promtool")
