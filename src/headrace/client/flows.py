@@ -112,7 +112,7 @@ def predict(
         error = calls.inference_error(answer.status, answer.headers, answer.content)
         if not isinstance(error, InvalidInput | NotFound) or not remembered:
             raise error
-        del memory.signatures[name]
+        memory.signatures.pop(name, None)  # another request at the same time may have met the same
         remembered = False
         if (yield from signature(memory, name)) == spec:
             raise error

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterable
 
+from headrace.controlplane import composing
 from headrace.controlplane.artifacts import Artifacts
 from headrace.controlplane.attention import Attention
 from headrace.controlplane.publisher import Publisher
@@ -153,6 +154,7 @@ class Manager:
             row.signature,
             row.options,
             row.size_bytes,
+            composing.served(model.parts.get(row.version, ()), self._artifacts.path),
         )
         address = f"unix:{os.path.join(self._folder, id_[-17:])}"
         return ReplicaSpec(id_, address, (served,), desired.threads, self._control, self._drain_s)

@@ -20,6 +20,7 @@ from headrace.core.database import connect, metadata, transaction
 from headrace.core.errors import Unavailable
 from headrace.deploy import store as deploy_store
 from headrace.registry import inventory
+from headrace.registry import parts as registry_parts
 from headrace.registry import store as registry_store
 from headrace.traffic import store as traffic_store
 
@@ -30,10 +31,11 @@ TABLES = (
     changes.changes,
     deploy_store.deployments,
     inventory.artifacts,
+    registry_parts.version_parts,
     registry_store.models,
     traffic_store.policies,
 )
-"""One table of each part."""
+"""One table of each module that has any."""
 
 
 def migration_config(engine: Engine) -> Config:

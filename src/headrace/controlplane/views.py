@@ -83,7 +83,7 @@ def models(c: Connection, tenants: list[TenantRow]) -> list[resources.Model]:
     return sorted(found, key=lambda m: (m.tenant, m.name))
 
 
-def version(row: VersionRow, name: str, tenant: str) -> resources.Version:
+def version(row: VersionRow, name: str, tenant: str, parts: list[str], used_by: list[str]) -> resources.Version:
     """A version."""
     return resources.Version(
         name,
@@ -100,6 +100,8 @@ def version(row: VersionRow, name: str, tenant: str) -> resources.Version:
         row.description,
         row.created_at,
         row.created_by,
+        parts,
+        used_by,
     )
 
 

@@ -15,7 +15,7 @@ Role = Literal["viewer", "developer", "operator", "admin"]
 ROLES: tuple[Role, ...] = ("viewer", "developer", "operator", "admin")
 """Each may do what those before it may. viewer: read and predict; developer: register; operator: deploy, scale, route;
 admin: tenants and keys, of every tenant."""
-Engine = Literal["onnx", "xgboost", "lightgbm", "sklearn", "python", "torch"]
+Engine = Literal["onnx", "xgboost", "lightgbm", "sklearn", "python", "torch", "pipeline"]
 DeploymentState = Literal["requested", "starting", "ready", "draining", "stopped", "failed"]
 
 
@@ -174,6 +174,10 @@ class Version(msgspec.Struct):
     description: str
     created_at: str
     created_by: str
+    parts: list[str] = []
+    """Of a pipeline, the versions that it runs, as its declaration writes them."""
+    used_by: list[str] = []
+    """Pipelines that run it; while there are any it cannot be removed."""
 
 
 class VersionCreate(msgspec.Struct, forbid_unknown_fields=True):

@@ -27,6 +27,22 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The artifact may execute code when loaded (a pickle)."""
 
 
+class ServedPart(msgspec.Struct, frozen=True):
+    """A registered version that a pipeline runs, as its replica gets it."""
+
+    reference: str
+    """As the pipeline's declaration writes it: ``[tenant/]name@version``."""
+    engine: str
+    artifact: str
+    """Path of the artifact on this node; empty: the node pulls it, as for `ServedVersion`."""
+    digest: str
+    """SHA-256 of the artifact, hex; checked before loading."""
+    signature: Signature
+    options: EngineOptions
+    size_bytes: int = 0
+    """Of the artifact."""
+
+
 class ServedVersion(msgspec.Struct, frozen=True):
     """One version as a replica gets it."""
 
@@ -43,6 +59,8 @@ class ServedVersion(msgspec.Struct, frozen=True):
     options: EngineOptions
     size_bytes: int = 0
     """Of the artifact."""
+    parts: tuple[ServedPart, ...] = ()
+    """Of a pipeline, the versions that it runs."""
 
 
 class ReplicaSpec(msgspec.Struct, frozen=True):
@@ -142,6 +160,7 @@ class ExaminationRequest(msgspec.Struct, frozen=True):
     path: str
     options: EngineOptions | None = None
     signature: Signature | None = None
+    parts: tuple[ServedPart, ...] = ()
 
 
 class Fault(msgspec.Struct, frozen=True):
