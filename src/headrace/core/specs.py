@@ -23,6 +23,9 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Most rows in one run of the engine; requests above it run alone."""
     trust: bool = False
     """The artifact may execute code when loaded (a pickle)."""
+    run_limit_s: float | None = None
+    """A run of the engine that takes longer has its replica killed. None: 60 s, or for as long as somebody waits for
+    an answer of that run."""
 
 
 class ServedVersion(msgspec.Struct, frozen=True):
@@ -54,6 +57,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     """Where its reports go: ``unix:/path``."""
     drain_s: float = 30.0
     """How long it finishes what it has after being told to stop."""
+    memory_mb: int | None = None
+    """Most resident memory of the process, in MiB; above it, it is killed. None: no limit."""
 
 
 class ReplicaStatus(msgspec.Struct, frozen=True):

@@ -75,6 +75,8 @@ class ReplicaRecord:
         else:
             self.state = states.step(states.REPLICA, self.state, "crashed")
             self.detail = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            if code == -signal.SIGALRM:
+                self.detail = "watchdog: a run kept the interpreter for longer than its limit"
 
     def status(self) -> ReplicaStatus:
         """As the fleet port shows it."""
@@ -221,8 +223,10 @@ class Node:
             self.touch()
 
         def ended(code: int) -> None:
+            told = record.state in states.ENDED
             record.ended(code)
-            if record.state == "crashed" and record.child is not None and (last := record.child.log_tail()):
+            last = record.child.log_tail() if record.child is not None else ""
+            if record.state == "crashed" and last and not told:
                 record.detail += f": {last}"
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(record.spec.address.removeprefix("unix:"))
