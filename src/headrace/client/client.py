@@ -113,6 +113,13 @@ class Traffic(Bound[D]):
     history = one(calls.traffic_history)
 
 
+class Quarantine(Bound[D]):
+    """Inputs that have killed replicas, and are refused."""
+
+    list = one(calls.list_quarantined)
+    lift = one(calls.lift_quarantine)
+
+
 class Tenants(Bound[D]):
     """Teams."""
 
@@ -167,6 +174,7 @@ class Operations(Bound[D]):
         self.models: Models[D] = Models(driver)
         self.deployments: Deployments[D] = Deployments(driver)
         self.traffic: Traffic[D] = Traffic(driver)
+        self.quarantine: Quarantine[D] = Quarantine(driver)
         self.tenants: Tenants[D] = Tenants(driver)
         self.keys: Keys[D] = Keys(driver)
 

@@ -12,11 +12,12 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from headrace.controlplane import accounts
+from headrace.controlplane import accounts, quarantine_store
 from headrace.controlplane.accounts import KeyRow, TenantRow
 from headrace.core import revisions
 from headrace.core.database import KEYS_MAX
 from headrace.core.revisions import Kind
+from headrace.core.snapshot import Quarantined
 from headrace.deploy import store as deploy_store
 from headrace.deploy.store import Desired
 from headrace.registry import store as registry_store
@@ -44,6 +45,8 @@ class ModelState:
     """By version."""
     versions: dict[int, VersionRow]
     """Of the deployments."""
+    quarantined: dict[int, tuple[Quarantined, ...]] = field(default_factory=dict)
+    """Version -> inputs that are refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,10 @@ def _models(
     known = {(id_, n): row for id_ in ids if id_ in before.models for n, row in before.models[id_].versions.items()}
     wanted = [(one.model, one.version) for many in deployments.values() for one in many]
     known |= registry_store.find_versions(connection, [key for key in wanted if key not in known])
+    refused: dict[int, dict[int, tuple[Quarantined, ...]]] = {}
+    for bad in quarantine_store.find(connection, ids):
+        of = refused.setdefault(bad.model, {})
+        of[bad.version] = (*of.get(bad.version, ()), Quarantined(bytes.fromhex(bad.digest), bad.until))
     found = {}
     for id_, row in rows.items():
         policy, back = policies.get(id_, (NONE, None))
@@ -121,6 +128,7 @@ def _models(
             pins.get(id_, {}),
             here,
             {one.version: known[id_, one.version] for one in here},
+            refused.get(id_, {}),
         )
     return found
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import OperationalError
 
 # Each part's tables must be known to the shared metadata before it is compared or created.
-from headrace.controlplane import accounts, changes
+from headrace.controlplane import accounts, changes, quarantine_store
 from headrace.core.database import connect, metadata, transaction
 from headrace.core.errors import Unavailable
 from headrace.deploy import store as deploy_store
@@ -24,7 +24,14 @@ from headrace.traffic import store as traffic_store
 
 T = TypeVar("T")
 log = logging.getLogger("headrace.controlplane.store")
-TABLES = (accounts.tenants, changes.changes, deploy_store.deployments, registry_store.models, traffic_store.policies)
+TABLES = (
+    accounts.tenants,
+    changes.changes,
+    quarantine_store.quarantine,
+    deploy_store.deployments,
+    registry_store.models,
+    traffic_store.policies,
+)
 """One table of each part."""
 
 

@@ -10,7 +10,7 @@ one of the old is stopped when it is ready.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from headrace.core.resources import DeploymentState
 from headrace.core.specs import ReplicaStatus
@@ -39,6 +39,8 @@ class Want:
     revision: int
     threads: int | None = None
     """What each replica shall have; those with another number are replaced one by one. None: any will do."""
+    memory_mb: int | None = None
+    """Likewise, where `threads` is given."""
 
 
 @dataclass(slots=True)
@@ -67,6 +69,15 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class Death:
+    """A replica that has ended by itself."""
+
+    target: Target
+    replica: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What to do now."""
 
@@ -77,6 +88,8 @@ class Plan:
     forget: list[str] = field(default_factory=list)
     """Ids of dead replicas whose record was taken note of."""
     standings: dict[Target, Standing] = field(default_factory=dict)
+    deaths: list[Death] = field(default_factory=list)
+    """Replicas that have ended by themselves since the last look."""
     wake_at: float | None = None
     """When the next pause is over."""
 
@@ -133,11 +146,12 @@ def reconcile(
             else:
                 wakes.append(note.not_before)
         plan.standings[target] = _standing(want, live, ready, note, now)
-    return Plan(plan.start, plan.stop, plan.forget, plan.standings, min(wakes, default=None))
+    return replace(plan, wake_at=min(wakes, default=None))
 
 
 def _outdated(want: Want, status: ReplicaStatus) -> bool:
-    return want.threads is not None and status.spec.threads != want.threads
+    wanted = (want.threads, want.memory_mb)
+    return want.threads is not None and (status.spec.threads, status.spec.memory_mb) != wanted
 
 
 def _surplus(want: Want, live: Sequence[ReplicaStatus]) -> list[str]:
@@ -168,8 +182,10 @@ def _notice_deaths(
         if status.spec.id in counted:
             pass  # forgetting takes the fleet a while: a death counts once, however often its record is seen
         elif status.state == "failed":
+            plan.deaths.append(Death(target_of(status), status.spec.id, status.detail))
             note.failure = status.detail or "the replica could not serve the version"
         elif status.state == "crashed" and status.spec.id not in draining:
+            plan.deaths.append(Death(target_of(status), status.spec.id, status.detail))
             note.crashes += 1
             note.last_crash = status.detail
             note.not_before = now + pause_s(note.crashes)
@@ -201,7 +217,7 @@ def _standing(
     if note.failure:
         return Standing("failed", len(ready), note.failure)
     if want.replicas and len(ready) >= want.replicas:
-        return Standing("ready", len(ready), "")
+        return Standing("ready", len(ready), f"has crashed lately ({note.last_crash})" if note.crashes else "")
     if now < note.not_before:
         pause = note.not_before - now
         state: DeploymentState = "ready" if ready else "starting"

@@ -7,6 +7,9 @@ Runs of quick engines are in the event loop's thread, so nothing there could not
 2. The kernel, for C code that never gives the GIL back and so stops that thread too: each tick sets the process's
    alarm anew. It rings only where no tick came for longer than any run may take, and SIGALRM's own action is the end.
 
+Memory that is taken faster than a tick sees is bounded by RLIMIT_DATA, `HEADROOM_MB` above the limit: an allocation
+beyond it fails inside the model.
+
 So the node needs no heartbeats, and a process that is stopped or starved of its CPU for less than the limit lives on.
 """
 
@@ -15,6 +18,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -28,6 +32,7 @@ from headrace.server.slot import Slot
 TICK_S = 0.1
 RUN_LIMIT_S = 60.0
 """Of a run whose version sets no limit, unless somebody waits for it longer."""
+HEADROOM_MB = 1024
 log = logging.getLogger("headrace.server.watchdog")
 
 
@@ -49,6 +54,11 @@ class Watchdog:
     def start(self) -> None:
         """Watch the memory, from before anything is loaded."""
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        if self._memory_mb is not None:
+            most = (self._memory_mb + HEADROOM_MB) << 20
+            _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
         self._thread.start()
 
     def watch(self, slots: Sequence[Slot]) -> None:

@@ -1,6 +1,6 @@
 """The control plane's REST API: thin handlers over the use cases of `platform`, a module per kind of resource."""
 
-from headrace.controlplane.routes import accounts, deployments, registry, traffic, whole
+from headrace.controlplane.routes import accounts, deployments, quarantine, registry, traffic, whole
 
 HANDLERS = [
     *whole.HANDLERS,
@@ -8,4 +8,5 @@ HANDLERS = [
     *registry.HANDLERS,
     *deployments.HANDLERS,
     *traffic.HANDLERS,
+    *quarantine.HANDLERS,
 ]
