@@ -53,6 +53,8 @@ class ReplicaRecord:
     detail: str = ""
     timings_s: dict[str, float] = field(default_factory=dict)
     stopping: bool = False
+    last_words: str = ""
+    """What its watchdog said just before it killed the process."""
 
     def stop(self) -> None:
         """It was told to: whatever it still says of loading or being ready is late."""
@@ -62,6 +64,11 @@ class ReplicaRecord:
 
     def said(self, event: ReplicaEvent) -> None:
         """Take an event line. Raises IllegalTransition for a step that a replica may not make."""
+        if event.state == "crashed":
+            # It is about to be, and must not leave the snapshot before its routers have seen it die: they would take
+            # it for one that leaves in good order, and send what has killed it to another as if nothing were.
+            self.last_words = event.detail
+            return
         self.state = states.step(states.REPLICA, self.state, event.state)
         self.detail = event.detail
         self.timings_s = event.timings_s or self.timings_s
@@ -75,7 +82,9 @@ class ReplicaRecord:
         else:
             self.state = states.step(states.REPLICA, self.state, "crashed")
             self.detail = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            if code == -signal.SIGALRM:
+            if self.last_words:
+                self.detail = self.last_words
+            elif code == -signal.SIGALRM:
                 self.detail = "watchdog: a run kept the interpreter for longer than its limit"
 
     def status(self) -> ReplicaStatus:
@@ -223,10 +232,9 @@ class Node:
             self.touch()
 
         def ended(code: int) -> None:
-            told = record.state in states.ENDED
             record.ended(code)
             last = record.child.log_tail() if record.child is not None else ""
-            if record.state == "crashed" and last and not told:
+            if record.state == "crashed" and last and not record.last_words:
                 record.detail += f": {last}"
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(record.spec.address.removeprefix("unix:"))

@@ -86,9 +86,9 @@ class Watchdog:
                 self._end("crashed" if slots else "failed", f"memory limit of {self._memory_mb} MB exceeded")
 
     def _end(self, state: ReplicaState, why: str) -> None:
-        self._tell(state, why)
         log.error(why)
         faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        self._tell(state, why)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
