@@ -254,7 +254,7 @@ def lift_quarantine(
     path, tenant = _deployment_path(reference)
     path = path.replace("/deployments/", "/quarantine/")
     kind = r.Outcome[r.Page[r.Quarantined]]
-    return _mutation("DELETE", path, kind, digest=digest, reason=reason, tenant=tenant)
+    return _mutation("DELETE", path, kind, input=digest, reason=reason, tenant=tenant)
 
 
 def list_tenants() -> Call[r.Page[r.Tenant]]:

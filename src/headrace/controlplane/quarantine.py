@@ -29,6 +29,8 @@ async def lift(
         NotFound: the input is not in quarantine.
     """
     request.principal.need("operator")
+    if digest is not None and not (0 < len(digest) <= 32 and set(digest) <= set("0123456789abcdef")):
+        raise InvalidInput(f"input: {digest[:40]!r}, expected 1 to 32 of 0-9 a-f", field="input")
     entity = f"{name}@{version}"
 
     def work(c: Connection) -> Record:
@@ -37,9 +39,9 @@ async def lift(
         lifted = [row.digest for row in rows if digest is None or row.digest.startswith(digest)]
         if digest is not None and not lifted:
             hint = f"headrace quarantine list {name}"
-            raise NotFound(f"{entity}: no input {digest!r} is in quarantine", field="digest", hint=hint)
+            raise NotFound(f"{entity}: no input {digest!r} is in quarantine", field="input", hint=hint)
         if digest is not None and len(lifted) > 1:
-            raise InvalidInput(f"digest: {digest!r} begins {len(lifted)} digests, give more of it", field="digest")
+            raise InvalidInput(f"input: {digest!r} begins {len(lifted)} digests, give more of it", field="input")
         store.remove(c, model.id, version, lifted)
         return Record("quarantine.lift", tenant.name, entity, {"digests": lifted}, None, None, bool(lifted))
 

@@ -290,6 +290,7 @@ class Guards:
         if not solved:
             guard.suspect(digest, now)
         if guard.arm.idempotent and waiting[10] < TRIES and waiting[5] > now and not waiting[0].gone:
+            link.retries += 1
             guard.held.append(Held(guard, waiting, digest, now))
         else:
             guard.refuse(waiting, 503, LOST)

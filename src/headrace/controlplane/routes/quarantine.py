@@ -9,11 +9,15 @@ from litestar import delete, get
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from headrace.controlplane import quarantine, quarantine_store
-from headrace.controlplane.routes.asked import Api, Cursor, Limit, Tenant, context, page, reach
+from headrace.controlplane.routes.asked import Api, Cursor, Limit, Tenant, context, page, reach, read_deployment
 from headrace.controlplane.routes.deployments import split_reference
 from headrace.core import resources as r
 
-Digest = Annotated[str | None, QueryParameter(description="Of the input, or how it begins; all when left out.")]
+Digest = Annotated[
+    str | None, QueryParameter(name="input", description="Its digest, or how that begins; all when left out.")
+]
+
+DIGEST_DIGITS = 32
 
 
 def place(one: r.Quarantined) -> tuple[str, str, int, str]:
@@ -23,9 +27,10 @@ def place(one: r.Quarantined) -> tuple[str, str, int, str]:
 
 def read_place(cursor: str) -> tuple[str, str, int, str]:
     """The place of ``tenant/model@version/digest``. Raises ValueError."""
-    tenant, rest, digest = cursor.split("/")
-    name, version = rest.split("@")
-    return tenant, name, int(version), digest
+    reference, _, digest = cursor.rpartition("/")
+    if len(digest) != DIGEST_DIGITS:
+        raise ValueError(cursor)
+    return *read_deployment(reference), digest
 
 
 @get("/api/v1/quarantine", summary="List inputs in quarantine")
