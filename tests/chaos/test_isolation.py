@@ -239,12 +239,31 @@ def test_what_may_not_be_sent_twice_is_not_and_is_found_when_its_client_sends_it
         served.predict("once", [[POISON]], timeout_s=30.0)
 
 
-def raised(client: Client, name: str, rows: object) -> HeadraceError | None:
+def raised(client: Client, name: str, rows: object, timeout_s: float = 10.0) -> HeadraceError | None:
     try:
-        client.predict(name, rows, timeout_s=10.0)
+        client.predict(name, rows, timeout_s=timeout_s)
     except HeadraceError as error:
         return error
     return None
+
+
+@pytest.mark.timeout(240)
+def test_a_spare_answers_before_the_hung_replica_is_killed_and_what_it_hung_on_is_remembered(
+    served: Client, tmp_path: Path
+) -> None:
+    push(served, tmp_path, "spared", "loop", f"{POISON} in x", run_limit_s=10.0)
+    served.deploy("spared@1")
+    (hung,) = served.deployments.show("spared@1").instances
+    with pytest.raises(DeadlineExceeded):
+        served.predict("spared", [[POISON]], timeout_s=1.0)
+    until(lambda: raised(served, "spared", [[1.0]], 1.0) is None, 60)
+    assert [one.state for one in served.deployments.show("spared@1").instances] == ["ready", "ready"]
+    os.kill(hung.pid, signal.SIGKILL)
+    until(lambda: len(deaths(served, "spared")) == 1)
+    assert served.quarantine.list("spared").items == []
+    with pytest.raises(Unprocessable, match="quarantined"):  # tried alone at once: it was given up in a dead replica
+        served.predict("spared", [[POISON]], timeout_s=60.0)
+    assert len(deaths(served, "spared")) == 2
 
 
 @pytest.mark.timeout(240)

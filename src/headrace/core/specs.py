@@ -71,6 +71,8 @@ class ReplicaStatus(msgspec.Struct, frozen=True):
     """Why, for `crashed` and `failed`."""
     timings_s: dict[str, float] = {}
     """Duration of each stage: ``start``, ``load``, ``warm``."""
+    stuck: bool = False
+    """A run of it has taken most of the time that it may: it is about to be killed, unless that ends."""
 
 
 class ReplicaEvent(msgspec.Struct, frozen=True):
@@ -79,6 +81,8 @@ class ReplicaEvent(msgspec.Struct, frozen=True):
     state: ReplicaState
     detail: str = ""
     timings_s: dict[str, float] = {}
+    stuck: bool | None = None
+    """Where it is said, the event is about nothing else."""
 
 
 class RouterSpec(msgspec.Struct, frozen=True):

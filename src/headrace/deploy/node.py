@@ -55,6 +55,7 @@ class ReplicaRecord:
     stopping: bool = False
     last_words: str = ""
     """What its watchdog said just before it killed the process."""
+    stuck: bool = False
 
     def stop(self) -> None:
         """It was told to: whatever it still says of loading or being ready is late."""
@@ -64,6 +65,9 @@ class ReplicaRecord:
 
     def said(self, event: ReplicaEvent) -> None:
         """Take an event line. Raises IllegalTransition for a step that a replica may not make."""
+        if event.stuck is not None:
+            self.stuck = event.stuck
+            return
         if event.state == "crashed":
             # It is about to be, and must not leave the snapshot before its routers have seen it die: they would take
             # it for one that leaves in good order, and send what has killed it to another as if nothing were.
@@ -90,7 +94,7 @@ class ReplicaRecord:
     def status(self) -> ReplicaStatus:
         """As the fleet port shows it."""
         pid = self.child.pid if self.child is not None else 0
-        return ReplicaStatus(self.spec, self.state, pid, self.detail, self.timings_s)
+        return ReplicaStatus(self.spec, self.state, pid, self.detail, self.timings_s, self.stuck)
 
 
 class NodeInfo(msgspec.Struct):

@@ -4,7 +4,8 @@ A replica that crashes is started again after a pause that doubles, and is short
 ready for a minute. One that says itself that it cannot serve, or that crashes three times before any was ready, fails
 its deployment, which then rests until somebody changes it. Scaling down stops what is not ready first, then the
 youngest. Replicas that were started otherwise than is wanted now are replaced one at a time: one more is started, and
-one of the old is stopped when it is ready.
+one of the old is stopped when it is ready. One that is stuck in a run counts no more, so that a spare is ready before
+it is killed; it is left alone, and counts again should that run end.
 """
 
 from __future__ import annotations
@@ -136,6 +137,8 @@ def reconcile(
             memory[target] = note = Memory(want.revision, noticed=note.noticed)
         _notice_deaths(by_target[target], draining, note, plan, now)
         live = [s for s in by_target[target] if s.state in LIVE and s.spec.id not in draining]
+        if want.replicas:
+            live = [s for s in live if not s.stuck]
         ready = [s for s in live if s.state == "ready"]
         _notice_calm(len(ready), want, note, now)
         plan.stop.extend(_surplus(want, live))

@@ -151,7 +151,7 @@ def run(spec_file: BinaryIO, events: Events) -> int:
     timings: dict[str, float] = {}
     engines: list[Warm] = []
     events.send(ReplicaEvent("loading"))
-    watchdog = Watchdog(lambda state, why: events.send(ReplicaEvent(state, why)), spec.memory_mb)
+    watchdog = Watchdog(events.send, spec.memory_mb)
     watchdog.start()
     for served in spec.versions:
         try:

@@ -25,13 +25,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from headrace.core.specs import ReplicaState
+from headrace.core.specs import ReplicaEvent, ReplicaState
 from headrace.core.telemetry import rss_bytes
 from headrace.server.slot import Slot
 
 TICK_S = 0.1
 RUN_LIMIT_S = 60.0
 """Of a run whose version sets no limit, unless somebody waits for it longer."""
+STUCK = 0.75
+"""Of its limit: from then on a run is stuck, and a spare for its replica is started."""
 HEADROOM_MB = 1024
 log = logging.getLogger("headrace.server.watchdog")
 
@@ -40,14 +42,15 @@ class Watchdog:
     """Looks after this process, from `start` to `stop`.
 
     Args:
-        tell: writes an event to the node: the state that the replica ends in, and why.
+        tell: writes an event to the node: what the replica ends in, and why; before that, that a run is stuck.
         memory_mb: most memory of the process, in MiB; None: no limit.
     """
 
-    def __init__(self, tell: Callable[[ReplicaState, str], None], memory_mb: int | None = None) -> None:
+    def __init__(self, tell: Callable[[ReplicaEvent], None], memory_mb: int | None = None) -> None:
         self._tell = tell
         self._memory_mb = memory_mb
         self._slots: Sequence[Slot] = ()
+        self._stuck = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watchdog", daemon=True)
 
@@ -77,9 +80,13 @@ class Watchdog:
             if slots:
                 alarm_s = max(slot.served.options.run_limit_s or RUN_LIMIT_S for slot in slots)
                 signal.setitimer(signal.ITIMER_REAL, alarm_s + 1.0)
-            for slot in slots:
-                began = slot.began
-                if began and now - began > limit_s(slot, began):
+            runs = [(began, limit_s(slot, began)) for slot in slots if (began := slot.began)]
+            stuck = any(now - began > STUCK * limit for began, limit in runs)
+            if stuck != self._stuck:
+                self._stuck = stuck
+                self._tell(ReplicaEvent("ready", stuck=stuck))
+            for began, limit in runs:
+                if now - began > limit:
                     self._end("crashed", f"watchdog: a run had not ended after {now - began:.1f} s")
             if self._memory_mb is not None and rss_bytes() > self._memory_mb << 20:
                 # Before it serves it is the version that does not fit, and to start it again would not help.
@@ -88,7 +95,7 @@ class Watchdog:
     def _end(self, state: ReplicaState, why: str) -> None:
         log.error(why)
         faulthandler.dump_traceback(sys.stderr, all_threads=True)
-        self._tell(state, why)
+        self._tell(ReplicaEvent(state, why))
         os.kill(os.getpid(), signal.SIGKILL)
 
 
