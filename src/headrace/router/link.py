@@ -286,7 +286,8 @@ class ReplicaLink(frames.FrameProtocol):
         """Its replica runs nothing and a trial is next: let it, unless it was given up."""
         waiting = self.waiting.get(rid)
         go = waiting is not None and self.warden.standby(waiting)
-        self._post(frames.frame(frames.GO if go else frames.CANCEL, rid))
+        # Also to one that is draining, where `up` is over: it runs nothing else until it hears.
+        self.transport.write(frames.frame(frames.GO if go else frames.CANCEL, rid))
 
     def _failed(self, now: float) -> None:
         """Count a failure; the fifth in a row ejects, longer each time. When the time is over the next request is
