@@ -43,7 +43,7 @@ def test_the_page_has_every_command_and_no_other() -> None:
 def test_every_option_is_on_the_page(name: str) -> None:
     options = [p for p in COMMANDS[name].params if p.param_type_name == "option" and not p.hidden]
     given = {o for p in options for o in (*p.opts, *p.secondary_opts)}
-    told = set(re.findall(r"`(--[a-z-]+)`", "\n".join(re.findall(r"^- .*$", sections()[name], flags=re.MULTILINE))))
+    told = set(re.findall(r"`(--[a-z0-9-]+)`", "\n".join(re.findall(r"^- .*$", sections()[name], flags=re.MULTILINE))))
     assert told == given - {"--help"}
 
 
@@ -57,6 +57,7 @@ def test_every_operation_and_error_is_on_the_sdk_page() -> None:
     page = (DOCS / "sdk.md").read_text()
     for group in (
         client.Models,
+        client.Artifacts,
         client.Deployments,
         client.Traffic,
         client.Quarantine,

@@ -19,6 +19,7 @@ from headrace.controlplane import accounts, changes, quarantine_store
 from headrace.core.database import connect, metadata, transaction
 from headrace.core.errors import Unavailable
 from headrace.deploy import store as deploy_store
+from headrace.registry import inventory
 from headrace.registry import store as registry_store
 from headrace.traffic import store as traffic_store
 
@@ -29,6 +30,7 @@ TABLES = (
     changes.changes,
     quarantine_store.quarantine,
     deploy_store.deployments,
+    inventory.artifacts,
     registry_store.models,
     traffic_store.policies,
 )
