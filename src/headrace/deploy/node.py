@@ -237,7 +237,8 @@ class Node:
 
         def ended(code: int) -> None:
             record.ended(code)
-            if record.state == "crashed" and record.child is not None and (last := record.child.log_tail()):
+            last = record.child.log_tail() if record.child is not None else ""
+            if record.state == "crashed" and last and not record.last_words:
                 record.detail += f": {last}"
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(record.spec.address.removeprefix("unix:"))
