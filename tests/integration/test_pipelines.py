@@ -106,9 +106,7 @@ def test_each_step_is_metered(client: Client, words: str) -> None:
     until(lambda: len(counted()) == 4)
     before = counted()
     client.predict(words, [b"a"] * 7)
-    until(
-        lambda: all(rows >= before[step] + 7 for step, rows in counted().items())
-    )  # what came before comes late
+    until(lambda: all(rows >= before[step] + 7 for step, rows in counted().items()))  # what came before comes late
     text = httpx.get(f"{client.access.control_url}/metrics").text
     assert re.search(r'headrace_step_duration_seconds_count\{.*step="more"', text)
     promtool = shutil.which("promtool")

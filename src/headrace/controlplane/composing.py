@@ -76,7 +76,7 @@ def _may_use(c: Connection, tenant: TenantRow, owner: TenantRow, model: ModelRow
 
 
 def served(found: Sequence[Part], path: Callable[[str], Path | None]) -> tuple[ServedPart, ...]:
-    """Parts as a replica gets them. `path` says where an artifact lies, None: the node has to pull it."""
+    """Parts as a replica gets them. `path` says where an artifact lies; None: the node has to pull it."""
     return tuple(
         ServedPart(
             part.reference,

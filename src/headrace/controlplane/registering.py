@@ -14,7 +14,6 @@ from headrace.core import pipeline
 from headrace.core.database import now
 from headrace.core.errors import Forbidden, NotFound, Unprocessable
 from headrace.core.names import check_name
-from headrace.core.pipeline import Pipeline
 from headrace.core.resources import Engine, Outcome, Version, VersionCreate
 from headrace.core.specs import Examination, ExaminationRequest
 from headrace.registry import inventory, registration
@@ -39,7 +38,10 @@ async def _examined(
     platform: Platform, request: Request, name: str, engine: Engine, size: int, body: VersionCreate
 ) -> Outcome[Version]:
     """Look into the artifact, unless what it is to become is there already, and write the version."""
-    declared = await _declared(platform, size, body) if engine == "pipeline" else None
+    declared = None
+    if engine == "pipeline":
+        async with platform.artifacts.local(body.digest, size) as path:
+            declared = await asyncio.to_thread(pipeline.read, path)
 
     def look(c: Connection) -> tuple[bool, int | None, tuple[Part, ...]]:
         actor, key = request.principal.key, request.idempotency_key
@@ -53,7 +55,18 @@ async def _examined(
     again, known, parts = await platform.store.run(look)
     found = Examination()
     if not again and known is None:
-        found = await _examine(platform, engine, size, body, parts)
+        async with AsyncExitStack() as near:
+            path = await near.enter_async_context(platform.artifacts.local(body.digest, size))
+            paths = {}
+            for part in parts:
+                row = part.version
+                paths[row.digest] = await near.enter_async_context(platform.artifacts.local(row.digest, row.size_bytes))
+            served = composing.served(parts, paths.get)
+            found = await platform.examiner.examine(
+                ExaminationRequest(engine, str(path), body.options, body.signature, served)
+            )
+        if found.fault is not None:
+            raise Unprocessable(found.fault.message, field=found.fault.field, hint=found.fault.hint)
 
     def work(c: Connection) -> Record:
         tenant = platform.tenant(c, request)
@@ -69,29 +82,6 @@ async def _examined(
         return composing.version(c, tenant, model, platform.version(c, model, version_in(record)))
 
     return await platform.mutate(request, work, show, Version)
-
-
-async def _declared(platform: Platform, size: int, body: VersionCreate) -> Pipeline:
-    """What a pipeline's artifact declares. Raises InvalidInput, Unprocessable."""
-    async with platform.artifacts.local(body.digest, size) as path:
-        return await asyncio.to_thread(pipeline.read, path)
-
-
-async def _examine(
-    platform: Platform, engine: Engine, size: int, body: VersionCreate, parts: tuple[Part, ...]
-) -> Examination:
-    """What the artifact, with the versions that it runs, turns out to be. Raises Unprocessable."""
-    local = platform.artifacts.local
-    async with AsyncExitStack() as held:
-        path = await held.enter_async_context(local(body.digest, size))
-        rows = [part.version for part in parts]
-        near = {row.digest: await held.enter_async_context(local(row.digest, row.size_bytes)) for row in rows}
-        served = composing.served(parts, near.get)
-        asked = ExaminationRequest(engine, str(path), body.options, body.signature, served)
-        found = await platform.examiner.examine(asked)
-    if found.fault is not None:
-        raise Unprocessable(found.fault.message, field=found.fault.field, hint=found.fault.hint)
-    return found
 
 
 def _need_trust(request: Request) -> None:

@@ -12,11 +12,12 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from headrace.controlplane import accounts
+from headrace.controlplane import accounts, quarantine_store
 from headrace.controlplane.accounts import KeyRow, TenantRow
 from headrace.core import revisions
 from headrace.core.database import KEYS_MAX
 from headrace.core.revisions import Kind
+from headrace.core.snapshot import Quarantined
 from headrace.deploy import store as deploy_store
 from headrace.deploy.store import Desired
 from headrace.registry import parts as parts_store
@@ -48,6 +49,8 @@ class ModelState:
     """Of the deployments."""
     parts: dict[int, tuple[Part, ...]] = field(default_factory=dict)
     """Version that is a pipeline -> what it runs."""
+    quarantined: dict[int, tuple[Quarantined, ...]] = field(default_factory=dict)
+    """Version -> inputs that are refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,10 @@ def _models(
     wanted = [(one.model, one.version) for many in deployments.values() for one in many]
     known |= registry_store.find_versions(connection, [key for key in wanted if key not in known])
     parts = parts_store.of(connection, [key for key in wanted if known[key].engine == "pipeline"])
+    refused: dict[int, dict[int, tuple[Quarantined, ...]]] = {}
+    for bad in quarantine_store.find(connection, ids):
+        of = refused.setdefault(bad.model, {})
+        of[bad.version] = (*of.get(bad.version, ()), Quarantined(bytes.fromhex(bad.digest), bad.until))
     found = {}
     for id_, row in rows.items():
         policy, back = policies.get(id_, (NONE, None))
@@ -127,6 +134,7 @@ def _models(
             here,
             {one.version: known[id_, one.version] for one in here},
             {one.version: parts[id_, one.version] for one in here if (id_, one.version) in parts},
+            refused.get(id_, {}),
         )
     return found
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import OperationalError
 
 # Each part's tables must be known to the shared metadata before it is compared or created.
-from headrace.controlplane import accounts, changes
+from headrace.controlplane import accounts, changes, quarantine_store
 from headrace.core.database import connect, metadata, transaction
 from headrace.core.errors import Unavailable
 from headrace.deploy import store as deploy_store
@@ -29,6 +29,7 @@ log = logging.getLogger("headrace.controlplane.store")
 TABLES = (
     accounts.tenants,
     changes.changes,
+    quarantine_store.quarantine,
     deploy_store.deployments,
     inventory.artifacts,
     registry_parts.version_parts,

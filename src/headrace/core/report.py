@@ -65,6 +65,16 @@ class RequestCell(msgspec.Struct, array_like=True):
     """HTTP status -> count."""
 
 
+class Condemned(msgspec.Struct, array_like=True, frozen=True):
+    """An input that has killed replicas of a version: refused until then (Unix seconds)."""
+
+    model: str
+    """``tenant/name``."""
+    version: int
+    digest: bytes
+    until: float
+
+
 class RouterReport(msgspec.Struct, array_like=True):
     """What one router process did since its last report."""
 
@@ -76,6 +86,8 @@ class RouterReport(msgspec.Struct, array_like=True):
     retries: int
     ejections: int
     rss_bytes: int
+    condemned: tuple[Condemned, ...] = ()
+    """Inputs that this router has found out, until its snapshot has them."""
 
 
 class StepReport(msgspec.Struct, array_like=True):

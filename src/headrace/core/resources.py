@@ -287,6 +287,8 @@ class Deployment(msgspec.Struct):
     instances: list[Replica]
     traffic_percent: float
     created_at: str
+    memory_mb: int | None = None
+    """Most memory of a replica, in MiB."""
 
 
 class DeploymentCreate(msgspec.Struct, forbid_unknown_fields=True):
@@ -303,6 +305,8 @@ class DeploymentCreate(msgspec.Struct, forbid_unknown_fields=True):
     traffic_percent: float | None = None
     """Share it takes once ready; the other versions shrink in proportion."""
     reason: str | None = None
+    memory_mb: int | None = None
+    """Most memory of a replica, in MiB; one that takes more is killed. No limit when left out."""
 
 
 class DeploymentUpdate(msgspec.Struct, forbid_unknown_fields=True):
@@ -312,6 +316,19 @@ class DeploymentUpdate(msgspec.Struct, forbid_unknown_fields=True):
     reason: str | None = None
     force: bool = False
     """Go to 0 replicas even while it has traffic or pinned tenants: their requests are then refused (503)."""
+
+
+class Quarantined(msgspec.Struct):
+    """An input that has killed replicas of a version, and is refused (422)."""
+
+    model: str
+    tenant: str
+    version: int
+    digest: str
+    """Of version and inputs, 32 hexadecimal digits."""
+    at: str
+    """Since when."""
+    until: str
 
 
 # ------------------------------------------------------------------------------------------------ traffic

@@ -34,6 +34,7 @@ from headrace.server.engines.load import load
 from headrace.server.engines.port import Engine, warm_inputs
 from headrace.server.link import RouterLink
 from headrace.server.slot import Slot
+from headrace.server.watchdog import Watchdog
 
 log = logging.getLogger("headrace.server")
 WARM_RUNS = 3
@@ -118,10 +119,13 @@ def load_version(served: ServedVersion, threads: int, timings: dict[str, float],
     return Warm(engine, run_s)
 
 
-async def serve(spec: ReplicaSpec, engines: list[Warm], events: Events, timings: dict[str, float]) -> None:
+async def serve(
+    spec: ReplicaSpec, engines: list[Warm], events: Events, timings: dict[str, float], watchdog: Watchdog
+) -> None:
     """Answer routers until told to stop."""
     loop = asyncio.get_running_loop()
     replica = Replica(spec, engines, loop)
+    watchdog.watch(replica.slots)
     stop = watch_stop(loop)
     path = spec.address.removeprefix("unix:")
     if os.path.exists(path):
@@ -150,6 +154,8 @@ def run(spec_file: BinaryIO, events: Events) -> int:
     timings: dict[str, float] = {}
     engines: list[Warm] = []
     events.send(ReplicaEvent("loading"))
+    watchdog = Watchdog(events.send, spec.memory_mb)
+    watchdog.start()
     for served in spec.versions:
         try:
             engines.append(load_version(served, spec.threads, timings, lambda: events.send(ReplicaEvent("warming"))))
@@ -162,7 +168,8 @@ def run(spec_file: BinaryIO, events: Events) -> int:
             events.send(ReplicaEvent("failed", f"{type(error).__name__}: {text}"))
             return 3
     timings["total"] = time.monotonic() - started
-    uvloop.run(serve(spec, engines, events, timings))
+    uvloop.run(serve(spec, engines, events, timings, watchdog))
+    watchdog.stop()
     for warm in engines:
         warm.engine.close()
     return 0
