@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import headrace
-from headrace.cli import accounts, deployments, output, predict, registry, traffic
+from headrace.cli import accounts, audit, deployments, output, predict, registry, traffic
 from headrace.cli.options import Json
 from headrace.core.config import Settings, load
 
@@ -135,6 +135,7 @@ traffic.add_to(app)
 predict.add_to(app)
 app.add_typer(accounts.tenants, name="tenants")
 app.add_typer(accounts.keys, name="keys")
+app.add_typer(audit.audit, name="audit")
 app.add_typer(config, name="config")
 
 

@@ -234,6 +234,16 @@ def list_changes(
     return Call("GET", "/api/v1/changes", r.Page[r.Change], query=query)
 
 
+def audit_head() -> Call[r.AuditHead]:
+    """The last row of the audit's chain."""
+    return Call("GET", "/api/v1/audit/head", r.AuditHead)
+
+
+def verify_audit(since: str | None = None, anchor: str | None = None) -> Call[r.AuditCheck]:
+    """Walk along the audit's chain; `since` is a time, `anchor` a ``CHANGE:HASH`` that was kept elsewhere."""
+    return Call("GET", "/api/v1/audit/verify", r.AuditCheck, query=_query(since=since, anchor=anchor))
+
+
 def list_tenants() -> Call[r.Page[r.Tenant]]:
     """Tenants."""
     return Call("GET", "/api/v1/tenants", r.Page[r.Tenant], query=_query(limit=1000))

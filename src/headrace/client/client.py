@@ -130,6 +130,13 @@ class Keys(Bound[D]):
     revoke = one(calls.revoke_key)
 
 
+class Audit(Bound[D]):
+    """The audit's hash chain."""
+
+    head = one(calls.audit_head)
+    verify = one(calls.verify_audit)
+
+
 class Operations(Bound[D]):
     """What both clients can do.
 
@@ -169,6 +176,7 @@ class Operations(Bound[D]):
         self.traffic: Traffic[D] = Traffic(driver)
         self.tenants: Tenants[D] = Tenants(driver)
         self.keys: Keys[D] = Keys(driver)
+        self.audit: Audit[D] = Audit(driver)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.access.url!r}, control_url={self.access.control_url!r})"

@@ -86,6 +86,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "to": {"examples": ["risk"]},
     "pinned": {"examples": ["risk"]},
     "reference": {"pattern": f"^{NAME.pattern}@[1-9][0-9]{{0,8}}$", "examples": ["churn@4"]},
+    "anchor": {"pattern": "^[1-9][0-9]{0,17}:[0-9a-f]{64}$", "examples": ["57:" + "0" * 64]},
     "since": {"format": "date-time", "examples": ["2026-01-31T08:00:00Z"]},
 }
 CURSORS = {

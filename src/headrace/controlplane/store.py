@@ -59,10 +59,15 @@ class Store:
     def _transact(self, work: Callable[[Connection], T]) -> T:
         try:
             with transaction(self.engine) as connection:
-                return work(connection)
+                connection.info.pop(changes.WRITTEN, None)
+                result = work(connection)
+                written = connection.info.pop(changes.WRITTEN, None)
         except OperationalError as error:
             log.error("the store failed: %s", error.orig)
             raise Unavailable(f"the store cannot be used now: {error.orig}; nothing was changed") from error
+        if written is not None:  # an anchor of the audit's chain, outside of the store
+            log.info("change %d", written[0], extra={"change": written[0], "hash": written[1]})
+        return result
 
     def close(self) -> None:
         """Finish what runs and close the connections."""

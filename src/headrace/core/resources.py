@@ -307,6 +307,34 @@ class Change(msgspec.Struct):
     after: dict[str, Any] | None
     reason: str | None
     undo: str | None
+    hash: str
+    """SHA-256, hex, of this row and of the hash of the row before it."""
+
+
+class AuditHead(msgspec.Struct):
+    """GET /api/v1/audit/head: the last row of the audit's chain. Kept elsewhere, as ``CHANGE:HASH``, it is an anchor."""
+
+    change: int
+    """0 before the first."""
+    hash: str
+    at: str
+
+
+class AuditBreak(msgspec.Struct):
+    """The first row of the audit that is not as it was written."""
+
+    change: int
+    reason: str
+
+
+class AuditCheck(msgspec.Struct):
+    """GET /api/v1/audit/verify"""
+
+    ok: bool
+    checked: int
+    """Rows that are as they were written."""
+    head: AuditHead
+    broken: AuditBreak | None = None
 
 
 # ------------------------------------------------------------------------------------------------ the whole

@@ -1,9 +1,10 @@
 """The control plane's REST API: thin handlers over the use cases of `platform`, a module per kind of resource."""
 
-from headrace.controlplane.routes import accounts, deployments, registry, traffic, whole
+from headrace.controlplane.routes import accounts, audit, deployments, registry, traffic, whole
 
 HANDLERS = [
     *whole.HANDLERS,
+    *audit.HANDLERS,
     *accounts.HANDLERS,
     *registry.HANDLERS,
     *deployments.HANDLERS,
