@@ -80,8 +80,11 @@ def test_rows_that_changed_places_are_found(served: Control) -> None:
 
 
 def test_a_row_put_in_is_found(served: Control) -> None:
-    alter(served, "INSERT INTO changes SELECT 11, at, actor, action, tenant, entity, before, after, reason, undo, hash "
-                  "FROM changes WHERE id = 10")
+    alter(
+        served,
+        "INSERT INTO changes SELECT 11, at, actor, action, tenant, entity, before, after, reason, undo, hash "
+        "FROM changes WHERE id = 10",
+    )
     assert broken(served)[0] == 11
 
 

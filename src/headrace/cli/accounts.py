@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 import headrace
 from headrace.cli import output
 from headrace.cli.options import Json, Tenant, Why, Yes, one_of
-from headrace.core.resources import ROLES
+from headrace.core.resources import ROLES, Approval
 
 tenants = typer.Typer(help="Teams and their quotas.", no_args_is_help=True)
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
@@ -18,7 +18,12 @@ Name = Annotated[str, typer.Argument(help="The tenant's name.")]
 Rate = Annotated[float | None, typer.Option(help="Requests a second, sustained.")]
 Burst = Annotated[float | None, typer.Option(help="Requests that may come at once (at least 1).")]
 InFlight = Annotated[int | None, typer.Option(help="Requests at the same time.")]
-COLUMNS = ("TENANT", "STATE", "RATE/S", "BURST", "IN FLIGHT", "CREATED")
+COLUMNS = ("TENANT", "STATE", "RATE/S", "BURST", "IN FLIGHT", "APPROVAL", "CREATED")
+APPROVALS = get_args(Approval)
+ApprovalOption = Annotated[
+    str | None,
+    typer.Option("--approval", help="Before traffic: optional, required or four-eyes.", callback=one_of(*APPROVALS)),
+]
 
 
 def _row(tenant: Any) -> tuple[object, ...]:
@@ -29,6 +34,7 @@ def _row(tenant: Any) -> tuple[object, ...]:
         f"{quota.rate_per_s:g}",
         f"{quota.burst:g}",
         quota.max_in_flight,
+        tenant.approval,
         tenant.created_at,
     )
 
@@ -54,7 +60,12 @@ def show_tenant(name: Name, json: Json = False) -> None:
 @tenants.command("create")
 @output.guarded
 def create_tenant(
-    name: Name, rate: Rate = None, burst: Burst = None, max_in_flight: InFlight = None, json: Json = False
+    name: Name,
+    rate: Rate = None,
+    burst: Burst = None,
+    max_in_flight: InFlight = None,
+    approval: ApprovalOption = None,
+    json: Json = False,
 ) -> None:
     """Create a tenant."""
     from headrace.core.resources import Quota
@@ -62,7 +73,8 @@ def create_tenant(
     given = {"rate_per_s": rate, "burst": burst, "max_in_flight": max_in_flight}
     limits: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
     with headrace.Client() as client:
-        outcome = client.tenants.create(name, Quota(**limits))
+        chosen: Any = approval or "optional"
+        outcome = client.tenants.create(name, Quota(**limits), chosen)
         if json:
             return output.json(outcome)
         output.done(client, f"tenant {name} created", outcome.change)
@@ -79,15 +91,17 @@ def update_tenant(
     state: Annotated[
         str | None, typer.Option(help="active or suspended.", callback=one_of("active", "suspended"))
     ] = None,
+    approval: ApprovalOption = None,
     why: Why = None,
     json: Json = False,
 ) -> None:
-    """Change a tenant's quota, or suspend it."""
+    """Change a tenant's quota or its rule of approval, or suspend it."""
     from headrace.core.resources import TenantUpdate
 
     chosen: Any = state
+    rule: Any = approval
     with headrace.Client() as client:
-        outcome = client.tenants.update(name, TenantUpdate(chosen, rate, burst, max_in_flight, why))
+        outcome = client.tenants.update(name, TenantUpdate(chosen, rate, burst, max_in_flight, why, rule))
         output.json(outcome) if json else output.done(client, f"tenant {name} changed", outcome.change)
 
 

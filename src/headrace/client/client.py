@@ -88,6 +88,13 @@ class Models(Bound[D]):
     update = one(calls.update_model)
     versions = one(calls.list_versions)
     show_version = one(calls.show_version)
+    approve = one(calls.approve)
+    retire = one(calls.retire)
+    validate = operation(flows.validate)
+    delete = one(calls.delete_version)
+    alias = one(calls.set_alias)
+    unalias = one(calls.remove_alias)
+    diff = one(calls.diff)
     grant = one(calls.grant)
     revoke = one(calls.revoke_grant)
 

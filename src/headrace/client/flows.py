@@ -18,7 +18,8 @@ from headrace.client import artifacts, calls
 from headrace.client.calls import Call
 from headrace.core import resources as r
 from headrace.core.errors import InvalidInput, NotFound, Unavailable, Unprocessable, Unreachable
-from headrace.core.names import Reference, parse_reference
+from headrace.core.golden import Golden
+from headrace.core.names import Reference, VersionName, parse_reference
 from headrace.core.signature import Signature
 from headrace.core.specs import EngineOptions
 
@@ -138,7 +139,7 @@ def all_pages(memory: Memory, first: Call[r.Page[T]]) -> Flow[list[T]]:
 
 
 def list_models(memory: Memory, tenant: str | None = None, q: str | None = None) -> Flow[list[r.Model]]:
-    """All models, by tenant and name; `q` is looked for in names and descriptions."""
+    """All models, by tenant and name, where all terms of `q` are found in what is said of them and their versions."""
     return (yield from all_pages(memory, calls.list_models(tenant, q)))
 
 
@@ -163,7 +164,7 @@ def predict(
     model: str,
     rows: object,
     *,
-    version: int | None = None,
+    version: VersionName | None = None,
     unit: str | None = None,
     timeout_s: float | None = None,
     outputs: list[str] | None = None,
@@ -171,9 +172,9 @@ def predict(
     """Run a model.
 
     Args:
-        model: ``churn``, ``churn@4`` or ``tenant/churn``.
+        model: ``churn``, ``churn@4``, ``churn@champion`` or ``tenant/churn``.
         rows: array (n, ...) or one row, nested lists, a pandas, polars or Arrow table, or a dict of one per input.
-        version: bypasses the traffic policy.
+        version: number or alias; bypasses the traffic policy.
         unit: user or session that shall always meet the same version.
         timeout_s: deadline of the whole request.
         outputs: names of those wanted; all when left out.
@@ -236,6 +237,8 @@ def push(
     metrics: dict[str, float] | None = None,
     tags: dict[str, str] | None = None,
     description: str = "",
+    lineage: r.Lineage | None = None,
+    golden: Golden | str | Path | None = None,
     progress: Progress | None = None,
 ) -> Flow[r.Outcome[r.Version]]:
     """Register a version from a file, a folder or an object (see `artifacts.pack`). What the platform has already is
@@ -253,11 +256,14 @@ def push(
         metrics: numbers of the training.
         tags: free.
         description: for people.
+        lineage: where it comes from: training set, code, parent; and the features that it needs.
+        golden: signature tests, or a JSON file of them: run now, and passed before the version may take traffic.
         progress: is told of bytes sent, and bytes in all.
 
     Raises:
         InvalidInput, Unprocessable, TooLarge, Forbidden, Unreachable.
     """
+    tests = read_golden(golden)
     packed = artifacts.pack(what)
     try:
         yield from _upload(memory, packed, progress)
@@ -267,9 +273,38 @@ def push(
     engine = engine or packed.engine
     options = options_of(engine, outputs, nan, batch_max, trust or packed.trust)
     call = calls.register(
-        model, packed.digest, packed.file_name, engine, signature, options, metrics, tags, description
+        model,
+        packed.digest,
+        packed.file_name,
+        engine,
+        signature,
+        options,
+        metrics,
+        tags,
+        description,
+        lineage,
+        tests,
     )
     return (yield from request(memory, call))
+
+
+def validate(
+    memory: Memory, reference: str, golden: Golden | str | Path | None = None, reason: str | None = None
+) -> Flow[r.Outcome[r.Version]]:
+    """Run a version's signature tests again, or others (or a JSON file of them) in their place; its state follows."""
+    return (yield from request(memory, calls.validate(reference, read_golden(golden), reason)))
+
+
+def read_golden(given: Golden | str | Path | None) -> Golden | None:
+    """Signature tests, out of a file where one is named. Raises InvalidInput, OSError."""
+    if given is None or isinstance(given, Golden):
+        return given
+    try:
+        return msgspec.json.decode(Path(given).read_bytes(), type=Golden)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        text = str(error).replace("`$", "`golden")
+        hint = '{"cases": [{"inputs": [{"name", "datatype", "shape", "data"}], "outputs": [...]}], "tolerance": 1e-5}'
+        raise InvalidInput(f"{given}: {text}", field="golden", hint=hint) from None
 
 
 def options_of(

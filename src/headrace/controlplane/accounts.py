@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sqlalchemy import (
     Column,
@@ -33,7 +34,7 @@ from headrace.core import revisions
 from headrace.core.database import metadata, now
 from headrace.core.errors import NotFound
 from headrace.core.names import did_you_mean
-from headrace.core.resources import Key, Quota, Role, Tenant
+from headrace.core.resources import Approval, Key, Quota, Role, Tenant
 
 tenants = Table(
     "tenants",
@@ -45,6 +46,7 @@ tenants = Table(
     Column("burst", Float, nullable=False),
     Column("max_in_flight", Integer, nullable=False),
     Column("created_at", String(32), nullable=False),
+    Column("approval", String(16), nullable=False),
 )
 keys = Table(
     "keys",
@@ -70,11 +72,13 @@ class TenantRow:
     burst: float
     max_in_flight: int
     created_at: str
+    approval: Approval = "optional"
 
     def resource(self) -> Tenant:
         """As the API shows it."""
         quota = Quota(self.rate_per_s, self.burst, self.max_in_flight)
-        return Tenant(self.name, "active" if self.state == "active" else "suspended", quota, self.created_at)
+        state: Literal["active", "suspended"] = "active" if self.state == "active" else "suspended"
+        return Tenant(self.name, state, quota, self.approval, self.created_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +126,11 @@ def named_tenant(connection: Connection, name: str) -> TenantRow:
     return found
 
 
-def create_tenant(connection: Connection, name: str, quota: Quota) -> TenantRow:
+def create_tenant(connection: Connection, name: str, quota: Quota, approval: Approval = "optional") -> TenantRow:
     """Add a tenant under the next index."""
     highest = connection.execute(select(func.max(tenants.c.index))).scalar()
     index = 0 if highest is None else int(highest) + 1
-    row = TenantRow(index, name, "active", quota.rate_per_s, quota.burst, quota.max_in_flight, now())
+    row = TenantRow(index, name, "active", quota.rate_per_s, quota.burst, quota.max_in_flight, now(), approval)
     connection.execute(insert(tenants).values({name: getattr(row, name) for name in TenantRow.__slots__}))
     revisions.touch(connection, "tenant", index)
     return row
@@ -161,6 +165,11 @@ def key_by_text(connection: Connection, text: str) -> KeyRow | None:
     if found is None or found.state != "active" or not hmac.compare_digest(found.digest, digest):
         return None
     return found
+
+
+def same_holder(connection: Connection, one: str, other: str) -> bool:
+    """Whether two keys are held by the same person or service."""
+    return one == other
 
 
 def create_key(connection: Connection, tenant: int, role: Role, label: str) -> tuple[KeyRow, str]:

@@ -13,7 +13,7 @@ from litestar import Litestar
 
 from headrace.controlplane.platform import REPLICAS_MAX, SHARE_MIN
 from headrace.core import resources, schema, specs
-from headrace.core.names import NAME
+from headrace.core.names import ALIAS, NAME
 from headrace.core.resources import Problem
 from headrace.registry.registration import BATCH_MAX
 
@@ -47,7 +47,8 @@ IF_MATCH = {
 NAMED = {"pattern": f"^{NAME.pattern}$"}
 DIGEST = {"pattern": "^[0-9a-f]{64}$"}
 RATE = {"exclusiveMinimum": 0, "maximum": 1e9}
-VERSION = {"minimum": 1, "maximum": (1 << 31) - 1}
+NAMED_VERSION = f"([1-9][0-9]{{0,8}}|{ALIAS.pattern})"
+VERSION_OR_ALIAS = {"minimum": 1, "maximum": (1 << 31) - 1, "pattern": f"^{NAMED_VERSION}$"}
 LIMITS: dict[str, dict[str, dict[str, Any]]] = {
     "TenantCreate": {"name": NAMED},
     "Quota": {"rate_per_s": RATE, "burst": RATE, "max_in_flight": {"minimum": 1, "maximum": 10_000_000}},
@@ -60,18 +61,19 @@ LIMITS: dict[str, dict[str, dict[str, Any]]] = {
     "VersionCreate": {"digest": DIGEST, "file_name": {"pattern": "^[^/\\x00]{1,255}$"}},
     "EngineOptions": {"batch_max": {"minimum": 1, "maximum": BATCH_MAX}},
     "DeploymentCreate": {
-        "model": {"pattern": f"^({NAME.pattern}/)?{NAME.pattern}(@[1-9][0-9]{{0,8}})?$"},
-        "version": VERSION,
+        "model": {"pattern": f"^({NAME.pattern}/)?{NAME.pattern}(@{NAMED_VERSION})?$"},
+        "version": VERSION_OR_ALIAS,
         "replicas": {"minimum": 0, "maximum": REPLICAS_MAX},
         "threads": {"minimum": 1, "maximum": 256},
         "traffic_percent": {"maximum": 100, "anyOf": [{"const": 0}, {"minimum": SHARE_MIN}]},
     },
     "DeploymentUpdate": {"replicas": {"minimum": 0, "maximum": REPLICAS_MAX}},
-    "OverrideUpdate": {"version": VERSION},
+    "OverrideUpdate": {"version": VERSION_OR_ALIAS},
+    "AliasUpdate": {"version": VERSION_OR_ALIAS},
     "TrafficUpdate": {
         "weights": {
             "minProperties": 1,
-            "propertyNames": {"pattern": "^[1-9][0-9]{0,8}$"},
+            "propertyNames": {"pattern": f"^{NAMED_VERSION}$"},
             "additionalProperties": {"type": "number", "minimum": 0, "maximum": 100},
             "description": "Version -> percent; they add up to 100, and the smallest share is .01.",
             "examples": [{"3": 90, "4": 10}],
@@ -85,7 +87,11 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "name": {"examples": ["default"]},
     "to": {"examples": ["risk"]},
     "pinned": {"examples": ["risk"]},
-    "reference": {"pattern": f"^{NAME.pattern}@[1-9][0-9]{{0,8}}$", "examples": ["churn@4"]},
+    "reference": {"pattern": f"^{NAME.pattern}@{NAMED_VERSION}$", "examples": ["churn@4"]},
+    "number": {"pattern": f"^{NAMED_VERSION}$", "examples": ["1"]},
+    "old": {"pattern": f"^{NAMED_VERSION}$", "examples": ["1"]},
+    "new": {"pattern": f"^{NAMED_VERSION}$", "examples": ["1"]},
+    "alias": {"pattern": f"^{ALIAS.pattern}$", "examples": ["champion"]},
     "anchor": {"pattern": "^[1-9][0-9]{0,17}:[0-9a-f]{64}$", "examples": ["57:" + "0" * 64]},
     "since": {"format": "date-time", "examples": ["2026-01-31T08:00:00Z"]},
 }

@@ -12,9 +12,10 @@ from headrace.core.errors import NotFound, Unprocessable
 from headrace.core.names import check_name
 from headrace.core.resources import Engine, Outcome, Version, VersionCreate
 from headrace.core.specs import Examination, ExaminationRequest
-from headrace.registry import registration
+from headrace.registry import lifecycle, lineage, registration
 from headrace.registry import store as registry
-from headrace.registry.store import VersionRow
+from headrace.registry.lineage import Origin
+from headrace.registry.store import ModelRow, VersionRow
 
 
 async def register(platform: Platform, request: Request, name: str, body: VersionCreate) -> Outcome[Version]:
@@ -39,7 +40,9 @@ async def register(platform: Platform, request: Request, name: str, body: Versio
     found = Examination()
     if not again and known is None:
         found = await platform.examiner.examine(
-            ExaminationRequest(engine, str(platform.artifacts.path(body.digest)), body.options, body.signature)
+            ExaminationRequest(
+                engine, str(platform.artifacts.path(body.digest)), body.options, body.signature, body.golden
+            )
         )
         if found.fault is not None:
             raise Unprocessable(found.fault.message, field=found.fault.field, hint=found.fault.hint)
@@ -53,7 +56,7 @@ async def register(platform: Platform, request: Request, name: str, body: Versio
 
     def show(c: Connection, record: Record) -> Version:
         tenant, model = platform.model(c, request, name)
-        return views.version(platform.version(c, model, version_in(record)), name, tenant.name)
+        return views.versions(c, model, tenant.name, [platform.version(c, model, version_in(record))])[0]
 
     return await platform.mutate(request, work, show, Version)
 
@@ -71,7 +74,8 @@ def _add_version(
     assert found.signature is not None and found.options is not None
     tenant = platform.tenant(c, request)
     model = registry.ensure_model(c, tenant.index, name)
-    number = (registry.latest_version(c, model.id) or 0) + 1
+    number = registry.next_version(c, model.id)
+    given = body.lineage
     registry.add_version(
         c,
         VersionRow(
@@ -89,8 +93,26 @@ def _add_version(
             now(),
             request.principal.key,
         ),
+        (given.training_set, given.code, given.parent or "", given.features, given.metadata),
     )
-    return Record("version.register", tenant.name, f"{name}@{number}", None, {"digest": body.digest})
+    parent = None if given.parent is None else _parent(platform, c, request, model, given.parent)
+    origin = Origin(given.training_set, given.code, parent, given.features, given.metadata)
+    if origin != lineage.NONE:
+        lineage.add(c, model.id, number, origin)
+    lifecycle.begin(c, model.id, number, request.principal.key, body.golden, found.tests)
+    after = {"digest": body.digest, "state": lifecycle.state_after(found.tests)}
+    return Record("version.register", tenant.name, f"{name}@{number}", None, after)
+
+
+def _parent(platform: Platform, c: Connection, request: Request, model: ModelRow, text: str) -> tuple[int, int]:
+    """The version that a new one was made from. Raises NotFound."""
+    wanted = registration.read_parent(text)
+    of = model if wanted.model is None else platform.model(c, request, wanted.model)[1]
+    try:
+        return of.id, platform.version(c, of, wanted.version).version
+    except NotFound as error:
+        error.field = "lineage.parent"
+        raise
 
 
 def _same_as_latest(
@@ -102,5 +124,6 @@ def _same_as_latest(
     row = registry.find_version(c, model.id, latest) if model is not None and latest is not None else None
     if row is None or (row.digest, row.engine) != (body.digest, engine):
         return None
-    same = body.options is None or body.options == row.options
+    life = lifecycle.find(c, row.model, row.version)
+    same = life.state != "retired" and body.options in (None, row.options) and body.golden in (None, life.golden)
     return row.version if same and (body.signature is None or body.signature == row.signature) else None

@@ -19,6 +19,7 @@ from headrace.core.database import KEYS_MAX
 from headrace.core.revisions import Kind
 from headrace.deploy import store as deploy_store
 from headrace.deploy.store import Desired
+from headrace.registry import lifecycle
 from headrace.registry import store as registry_store
 from headrace.registry.store import ModelRow, VersionRow
 from headrace.traffic import store as traffic_store
@@ -40,6 +41,7 @@ class ModelState:
     """What a rollback would put in place."""
     pins: dict[int, int]
     """Tenant index -> version."""
+    aliases: dict[str, int]
     deployments: tuple[Desired, ...]
     """By version."""
     versions: dict[int, VersionRow]
@@ -101,6 +103,7 @@ def _models(
     grants = registry_store.list_grants(connection, ids)
     policies = traffic_store.list_current(connection, ids)
     pins = traffic_store.list_overrides(connection, ids)
+    aliases = lifecycle.list_aliases(connection, ids)
     deployments: dict[int, list[Desired]] = {}
     for one in deploy_store.list_all(connection, ids):
         deployments.setdefault(one.model, []).append(one)
@@ -119,6 +122,7 @@ def _models(
             policy,
             back,
             pins.get(id_, {}),
+            aliases.get(id_, {}),
             here,
             {one.version: known[id_, one.version] for one in here},
         )

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from headrace.core.golden import Golden, GoldenResult
 from headrace.core.signature import Signature
 
 ReplicaState = Literal["starting", "loading", "warming", "ready", "draining", "stopped", "crashed", "failed"]
@@ -133,6 +134,8 @@ class ExaminationRequest(msgspec.Struct, frozen=True):
     path: str
     options: EngineOptions | None = None
     signature: Signature | None = None
+    golden: Golden | None = None
+    """Signature tests to run on it."""
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -149,3 +152,4 @@ class Examination(msgspec.Struct, frozen=True):
     signature: Signature | None = None
     options: EngineOptions | None = None
     fault: Fault | None = None
+    tests: tuple[GoldenResult, ...] = ()

@@ -2,8 +2,9 @@
 
 ``python -m headrace.server.examine`` reads one request per line of standard input and answers each with a line:
 
-    {"engine", "path", "file_name", "options" | null, "signature" | null}
-    -> {"signature", "options"}   what the model takes and gives, and the options it was loaded with
+    {"engine", "path", "file_name", "options" | null, "signature" | null, "golden" | null}
+    -> {"signature", "options", "tests"}   what the model takes and gives, the options it was loaded with, and how the
+                                           signature tests in `golden` went
     -> {"error": {"message", "field", "hint"}}
 
 A model that takes the process down gives no answer at all; whoever asked sees the end of the output.
@@ -18,11 +19,13 @@ from pathlib import Path
 import msgspec
 
 from headrace.core.errors import HeadraceError
+from headrace.core.golden import Golden, GoldenResult
 from headrace.core.schema import Signature
 from headrace.core.specs import EngineOptions
 from headrace.server.engines.artifact import reason
 from headrace.server.engines.load import load
 from headrace.server.engines.port import example
+from headrace.server.golden import run_golden
 
 _SIZES = "if it needs larger inputs than the example's, give a signature that fixes the free dimensions"
 
@@ -38,6 +41,8 @@ class Examine(msgspec.Struct, frozen=True):
     """None for the engine's defaults."""
     signature: Signature | None = None
     """Checked against the model's; None to read it out of the model."""
+    golden: Golden | None = None
+    """Signature tests."""
 
 
 class Examined(msgspec.Struct, frozen=True):
@@ -45,6 +50,7 @@ class Examined(msgspec.Struct, frozen=True):
 
     signature: Signature
     options: EngineOptions
+    tests: tuple[GoldenResult, ...] = ()
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -72,7 +78,8 @@ def examine(request: Examine) -> Examined | Refused:
     engine = loaded.engine
     try:
         engine.run(example(engine.signature))
-        return Examined(engine.signature, loaded.options)
+        tests = run_golden(engine, loaded.options, request.golden, path) if request.golden is not None else ()
+        return Examined(engine.signature, loaded.options, tests)
     except (Exception, SystemExit) as error:  # whatever the model raises
         text = error.message if isinstance(error, HeadraceError) else reason(error, path)
         name = request.file_name or "the model"

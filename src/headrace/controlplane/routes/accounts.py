@@ -58,8 +58,9 @@ async def create_tenant(
     def work(c: Connection) -> Record:
         if accounts.find_tenant(c, data.name) is not None:
             raise Conflict(f"tenant {data.name!r} exists", field="name")
-        accounts.create_tenant(c, data.name, data.quota)
-        return Record("tenant.create", data.name, data.name, None, {"name": data.name})
+        accounts.create_tenant(c, data.name, data.quota, data.approval)
+        after = {"name": data.name, "approval": data.approval}
+        return Record("tenant.create", data.name, data.name, None, after)
 
     return await platform.mutate(asked, work, lambda c, _: accounts.named_tenant(c, data.name).resource(), r.Tenant)
 
@@ -100,12 +101,20 @@ async def update_tenant(
         )
         check_quota(quota)
         values = {"rate_per_s": quota.rate_per_s, "burst": quota.burst, "max_in_flight": quota.max_in_flight}
-        after: dict[str, object] = {**values, "state": data.state or before.state}
+        after: dict[str, object] = {
+            **values,
+            "state": data.state or before.state,
+            "approval": data.approval or before.approval,
+        }
         accounts.update_tenant(c, row.index, after)
         old = before.quota
         shown = {"rate_per_s": old.rate_per_s, "burst": old.burst, "max_in_flight": old.max_in_flight}
-        undo = f"headrace tenants update {name} --rate {old.rate_per_s:g} --burst {old.burst:g}"
-        return Record("tenant.update", name, name, {**shown, "state": before.state}, after, undo)
+        undo = (
+            f"headrace tenants update {name} --rate {old.rate_per_s:g} --burst {old.burst:g} "
+            f"--approval {before.approval}"
+        )
+        was = {**shown, "state": before.state, "approval": before.approval}
+        return Record("tenant.update", name, name, was, after, undo)
 
     return await platform.mutate(asked, work, lambda c, _: accounts.named_tenant(c, name).resource(), r.Tenant)
 

@@ -1,6 +1,7 @@
-"""The audit's hash chain"""
+"""The audit's hash chain; states, aliases, lineage and search of versions; approval by tenant"""
 
 import hashlib
+import json
 
 import sqlalchemy as sa
 from alembic import op
@@ -15,6 +16,87 @@ COLUMNS = ("id", "at", "actor", "action", "tenant", "entity", "before", "after",
 
 def upgrade() -> None:
     chain_changes()
+    with op.batch_alter_table("tenants") as batch_op:
+        batch_op.add_column(sa.Column("approval", sa.String(length=16), nullable=False, server_default="optional"))
+    with op.batch_alter_table("tenants") as batch_op:
+        batch_op.alter_column("approval", existing_type=sa.String(length=16), server_default=None)
+    create_tables()
+    # What an older release stored has loaded and run, and had no tests.
+    op.execute(
+        "INSERT INTO lifecycles SELECT model, version, 'validated', created_at, created_by, NULL, NULL FROM versions"
+    )
+    index_texts()
+
+
+def create_tables() -> None:
+    def model(table: str) -> tuple[sa.Column[int], sa.ForeignKeyConstraint]:
+        name = op.f(f"fk_{table}_model_models")
+        return sa.Column("model", sa.Integer(), nullable=False), sa.ForeignKeyConstraint(
+            ["model"], ["models.id"], name=name
+        )
+
+    op.create_table(
+        "lifecycles",
+        model("lifecycles")[0],
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("changed_at", sa.String(length=32), nullable=False),
+        sa.Column("changed_by", sa.String(length=64), nullable=False),
+        sa.Column("golden", sa.Text(), nullable=True),
+        sa.Column("tests", sa.Text(), nullable=True),
+        model("lifecycles")[1],
+        sa.PrimaryKeyConstraint("model", "version", name=op.f("pk_lifecycles")),
+    )
+    op.create_table(
+        "aliases",
+        model("aliases")[0],
+        sa.Column("name", sa.String(length=63), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        model("aliases")[1],
+        sa.PrimaryKeyConstraint("model", "name", name=op.f("pk_aliases")),
+    )
+    op.create_table(
+        "lineages",
+        model("lineages")[0],
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("training_set", sa.Text(), nullable=False),
+        sa.Column("code", sa.Text(), nullable=False),
+        sa.Column("parent_model", sa.Integer(), nullable=True),
+        sa.Column("parent_version", sa.Integer(), nullable=True),
+        sa.Column("features", sa.Text(), nullable=False),
+        sa.Column("metadata", sa.Text(), nullable=False),
+        model("lineages")[1],
+        sa.ForeignKeyConstraint(["parent_model"], ["models.id"], name=op.f("fk_lineages_parent_model_models")),
+        sa.PrimaryKeyConstraint("model", "version", name=op.f("pk_lineages")),
+    )
+    op.create_index("ix_lineages_parent", "lineages", ["parent_model", "parent_version"])
+    op.create_table(
+        "search_texts",
+        model("search_texts")[0],
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("text", sa.Text(), nullable=False),
+        model("search_texts")[1],
+        sa.PrimaryKeyConstraint("model", "version", name=op.f("pk_search_texts")),
+    )
+
+
+def index_texts() -> None:
+    """Roughly as the release writes it: what has been said of models and versions, in lower case."""
+    connection = op.get_bind()
+    texts = sa.table("search_texts", sa.column("model"), sa.column("version"), sa.column("text"))
+    found = []
+    for id_, name, description, tags in connection.execute(sa.text("SELECT id, name, description, tags FROM models")):
+        found.append((id_, 0, [name, description, *pairs(tags)]))
+    query = "SELECT model, version, engine, file_name, description, tags, digest FROM versions"
+    for model, version, engine, file_name, description, tags, digest in connection.execute(sa.text(query)):
+        found.append((model, version, [engine, file_name, description, *pairs(tags), digest]))
+    rows = [{"model": m, "version": v, "text": " ".join(" ".join(said).casefold().split())} for m, v, said in found]
+    if rows:
+        op.bulk_insert(texts, rows)
+
+
+def pairs(tags: str) -> list[str]:
+    return [f"{name}={value}" for name, value in json.loads(tags).items()]
 
 
 def chain_changes() -> None:
@@ -38,6 +120,10 @@ def chain_changes() -> None:
 
 
 def downgrade() -> None:
+    for table in ("search_texts", "lineages", "aliases", "lifecycles"):
+        op.drop_table(table)
+    with op.batch_alter_table("tenants") as batch_op:
+        batch_op.drop_column("approval")
     op.execute("DELETE FROM counters WHERE name = 'change'")
     with op.batch_alter_table("changes") as batch_op:
         batch_op.drop_column("hash")
