@@ -19,11 +19,8 @@ Rate = Annotated[float | None, typer.Option(help="Requests a second, sustained."
 Burst = Annotated[float | None, typer.Option(help="Requests that may come at once (at least 1).")]
 InFlight = Annotated[int | None, typer.Option(help="Requests at the same time.")]
 COLUMNS = ("TENANT", "STATE", "RATE/S", "BURST", "IN FLIGHT", "APPROVAL", "CREATED")
-APPROVALS = get_args(Approval)
-ApprovalOption = Annotated[
-    str | None,
-    typer.Option("--approval", help="Before traffic: optional, required or four-eyes.", callback=one_of(*APPROVALS)),
-]
+RULE = "Before traffic: optional, required or four-eyes."
+ApprovalOption = Annotated[str | None, typer.Option("--approval", help=RULE, callback=one_of(*get_args(Approval)))]
 
 
 def _row(tenant: Any) -> tuple[object, ...]:

@@ -82,9 +82,7 @@ def push(
 @models.command("list")
 @output.guarded
 def list_(
-    search: Annotated[
-        str | None, typer.Option(help="Terms, all found in what is said of a model and its versions.")
-    ] = None,
+    search: Annotated[str | None, typer.Option(help="Terms that must all be found.")] = None,
     tenant: Tenant = None,
     json: Json = False,
 ) -> None:

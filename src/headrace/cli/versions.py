@@ -14,7 +14,8 @@ from headrace.cli.options import Json, Model, Reference, Tenant, Why, Yes, quali
 from headrace.core.names import parse_reference, read_version
 
 if TYPE_CHECKING:
-    from headrace.core.resources import GoldenResult, Lineage, Version
+    from headrace.core.golden import GoldenResult
+    from headrace.core.resources import Lineage, Version
 
 
 def tell_tests(tests: list[GoldenResult]) -> None:

@@ -143,7 +143,7 @@ def register(
         metrics or {},
         tags or {},
         description,
-        lineage or r.Lineage(),
+        lineage,
         golden,
     )
     return _mutation("POST", f"/api/v1/models/{ref.model}/versions", r.Outcome[r.Version], body, tenant=ref.tenant)

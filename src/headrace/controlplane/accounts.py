@@ -46,7 +46,7 @@ tenants = Table(
     Column("burst", Float, nullable=False),
     Column("max_in_flight", Integer, nullable=False),
     Column("created_at", String(32), nullable=False),
-    Column("approval", String(16), nullable=False),
+    Column("approval", String(16), nullable=False, server_default="optional"),
 )
 keys = Table(
     "keys",

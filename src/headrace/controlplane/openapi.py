@@ -163,7 +163,7 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
     if method == "get" and path.endswith(("}", "/traffic")):
         tag = {"description": "What If-Match names.", "schema": {"type": "string"}}
         operation["responses"]["200"].setdefault("headers", {})["ETag"] = tag
-    if path.endswith("/versions") and method == "post":
+    if path.endswith(("/versions", "/validate")) and method == "post":
         statuses["422"] = "The artifact does not load, crashes, or is a pickle that nobody trusted."
     if "artifacts" in path and method == "put":
         content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}

@@ -10,7 +10,7 @@ from headrace.controlplane.platform import Platform, Request, version_in
 from headrace.core.database import now
 from headrace.core.errors import NotFound, Unprocessable
 from headrace.core.names import check_name
-from headrace.core.resources import Engine, Outcome, Version, VersionCreate
+from headrace.core.resources import Engine, Lineage, Outcome, Version, VersionCreate
 from headrace.core.specs import Examination, ExaminationRequest
 from headrace.registry import lifecycle, lineage, registration
 from headrace.registry import store as registry
@@ -75,7 +75,7 @@ def _add_version(
     tenant = platform.tenant(c, request)
     model = registry.ensure_model(c, tenant.index, name)
     number = registry.next_version(c, model.id)
-    given = body.lineage
+    given = body.lineage or Lineage()
     registry.add_version(
         c,
         VersionRow(
@@ -107,8 +107,8 @@ def _add_version(
 def _parent(platform: Platform, c: Connection, request: Request, model: ModelRow, text: str) -> tuple[int, int]:
     """The version that a new one was made from. Raises NotFound."""
     wanted = registration.read_parent(text)
-    of = model if wanted.model is None else platform.model(c, request, wanted.model)[1]
     try:
+        of = model if wanted.model is None else platform.model(c, request, wanted.model)[1]
         return of.id, platform.version(c, of, wanted.version).version
     except NotFound as error:
         error.field = "lineage.parent"

@@ -221,7 +221,7 @@ class VersionCreate(msgspec.Struct, forbid_unknown_fields=True):
     metrics: dict[str, float] = {}
     tags: dict[str, str] = {}
     description: str = ""
-    lineage: Lineage = Lineage()
+    lineage: Lineage | None = None
     golden: Golden | None = None
     """Signature tests: run now, and passed before the version may take traffic."""
 

@@ -53,7 +53,8 @@ def check(create: VersionCreate) -> Engine:
     if create.options is not None and not 1 <= create.options.batch_max <= BATCH_MAX:
         given = create.options.batch_max
         raise InvalidInput(f"options.batch_max: {given}, expected 1 to {BATCH_MAX} rows", field="options.batch_max")
-    check_lineage(create.lineage)
+    if create.lineage is not None:
+        check_lineage(create.lineage)
     if create.golden is not None:
         check_golden(create.golden)
     suffix = PurePosixPath(name).suffix.lower()

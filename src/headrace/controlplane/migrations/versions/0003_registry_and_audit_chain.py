@@ -16,10 +16,9 @@ COLUMNS = ("id", "at", "actor", "action", "tenant", "entity", "before", "after",
 
 def upgrade() -> None:
     chain_changes()
-    with op.batch_alter_table("tenants") as batch_op:
-        batch_op.add_column(sa.Column("approval", sa.String(length=16), nullable=False, server_default="optional"))
-    with op.batch_alter_table("tenants") as batch_op:
-        batch_op.alter_column("approval", existing_type=sa.String(length=16), server_default=None)
+    # Not in a batch: SQLite's copies the table, and others refer to it.
+    approval = sa.Column("approval", sa.String(length=16), nullable=False, server_default="optional")
+    op.add_column("tenants", approval)
     create_tables()
     # What an older release stored has loaded and run, and had no tests.
     op.execute(
@@ -122,8 +121,7 @@ def chain_changes() -> None:
 def downgrade() -> None:
     for table in ("search_texts", "lineages", "aliases", "lifecycles"):
         op.drop_table(table)
-    with op.batch_alter_table("tenants") as batch_op:
-        batch_op.drop_column("approval")
+    op.drop_column("tenants", "approval")
     op.execute("DELETE FROM counters WHERE name = 'change'")
     with op.batch_alter_table("changes") as batch_op:
         batch_op.drop_column("hash")
