@@ -186,7 +186,7 @@ def whole_state(c: Connection) -> tuple[dict[int, Any], dict[str, Any], dict[int
             here,
             versions,  # type: ignore[arg-type]
         )
-    return tenants, {key.id: key for key in accounts.list_keys(c) if key.state == "active"}, models
+    return tenants, {key.id: key for key in accounts.list_keys(c) if key.state != "revoked"}, models
 
 
 def whole_snapshot(world: World, epoch: int) -> Snapshot:

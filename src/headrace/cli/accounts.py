@@ -109,13 +109,14 @@ def create_key(
         str, typer.Option(help="viewer, developer, operator or admin.", callback=one_of(*ROLES))
     ] = "viewer",
     tenant: Tenant = None,
-    label: Annotated[str, typer.Option(help="Whose it is, for people.")] = "",
+    label: Annotated[str, typer.Option(help="What it is for, for people.")] = "",
+    account: Annotated[str, typer.Option(help="Person or service that holds it.")] = "",
     json: Json = False,
 ) -> None:
     """Create a key; its text is shown this once."""
     chosen: Any = role
     with headrace.Client() as client:
-        outcome = client.keys.create(chosen, tenant, label)
+        outcome = client.keys.create(chosen, tenant, label, account)
         if json:
             return output.json(outcome)
         output.console.print(outcome.result.text)
@@ -131,8 +132,28 @@ def list_keys(tenant: Tenant = None, json: Json = False) -> None:
         page = client.keys.list(tenant)
     if json:
         return output.json(page)
-    rows = ((k.id, k.tenant, k.role, k.state, k.label, k.created_at) for k in page.items)
-    output.table(("KEY", "TENANT", "ROLE", "STATE", "LABEL", "CREATED"), rows, "no keys")
+    rows = ((k.id, k.tenant, k.role, k.state, k.account, k.label, k.created_at, k.expires_at) for k in page.items)
+    columns = ("KEY", "TENANT", "ROLE", "STATE", "ACCOUNT", "LABEL", "CREATED", "ENDS")
+    output.table(columns, rows, "no keys")
+
+
+@keys.command("rotate")
+@output.guarded
+def rotate_key(
+    key: Annotated[str, typer.Argument(help="hr_<id>, without the secret.")],
+    overlap: Annotated[float, typer.Option("--overlap-s", help="Seconds for which the old one stays good.")] = 86_400.0,
+    why: Why = None,
+    json: Json = False,
+) -> None:
+    """Create a key in another's place, which goes on for a while; its text is shown this once."""
+    with headrace.Client() as client:
+        outcome = client.keys.rotate(key, overlap, why)
+        if json:
+            return output.json(outcome)
+        output.console.print(outcome.result.text)
+        ends = next((k.expires_at for k in client.keys.list().items if k.id == key), None)
+        text = f"in place of {key}, which ends {'now' if ends is None else f'at {ends}'}; it is not shown again"
+        output.done(client, text, outcome.change)
 
 
 @keys.command("revoke")

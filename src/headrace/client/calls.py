@@ -340,9 +340,16 @@ def list_keys(tenant: str | None = None) -> Call[r.Page[r.Key]]:
     return Call("GET", "/api/v1/keys", r.Page[r.Key], query=_query(tenant=tenant, limit=1000))
 
 
-def create_key(role: r.Role, tenant: str | None = None, label: str = "") -> Call[r.Outcome[r.KeyCreated]]:
+def create_key(
+    role: r.Role, tenant: str | None = None, label: str = "", account: str = ""
+) -> Call[r.Outcome[r.KeyCreated]]:
     """Create a key. Not replayed: its text is shown once."""
-    return Call("POST", "/api/v1/keys", r.Outcome[r.KeyCreated], r.KeyCreate(role, tenant, label))
+    return Call("POST", "/api/v1/keys", r.Outcome[r.KeyCreated], r.KeyCreate(role, tenant, label, account))
+
+
+def rotate_key(id_: str, overlap_s: float = 86_400.0, reason: str | None = None) -> Call[r.Outcome[r.KeyCreated]]:
+    """Another key in a key's place; the old one stays good for `overlap_s`. Not replayed: its text is shown once."""
+    return Call("POST", f"/api/v1/keys/{id_}/rotate", r.Outcome[r.KeyCreated], r.KeyRotate(overlap_s, reason))
 
 
 def revoke_key(id_: str) -> Call[r.Outcome[r.Key]]:

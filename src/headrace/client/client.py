@@ -134,6 +134,7 @@ class Keys(Bound[D]):
 
     list = one(calls.list_keys)
     create = one(calls.create_key)
+    rotate = one(calls.rotate_key)
     revoke = one(calls.revoke_key)
 
 

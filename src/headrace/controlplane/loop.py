@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterable
 
+from headrace.controlplane import accounts
 from headrace.controlplane.attention import Attention
 from headrace.controlplane.publisher import Publisher
 from headrace.controlplane.routing_state import ModelState
@@ -87,6 +88,8 @@ class Manager:
         """One look at the world, and what follows from it."""
         now = asyncio.get_running_loop().time()
         statuses = self._fleet.statuses()
+        if accounts.expired(self._publisher.state.keys.values()):
+            await self._store.run(accounts.expire_keys)
         known = {status.spec.id for status in statuses}
         self._publisher.expected = set(self._fleet.routers)
         self._publisher.draining &= known

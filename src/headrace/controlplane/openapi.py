@@ -53,7 +53,8 @@ LIMITS: dict[str, dict[str, dict[str, Any]]] = {
     "TenantCreate": {"name": NAMED},
     "Quota": {"rate_per_s": RATE, "burst": RATE, "max_in_flight": {"minimum": 1, "maximum": 10_000_000}},
     "TenantUpdate": {"rate_per_s": RATE, "burst": RATE, "max_in_flight": {"minimum": 1, "maximum": 10_000_000}},
-    "KeyCreate": {"label": {"maxLength": 200}},
+    "KeyCreate": {"label": {"maxLength": 200}, "account": {"maxLength": 100}},
+    "KeyRotate": {"overlap_s": {"minimum": 0, "maximum": 30 * 86_400}},
     "ModelUpdate": {
         "timeout_s": {"exclusiveMinimum": 0, "maximum": 3600},
         "body_max_bytes": {"minimum": 1, "maximum": 1 << 30},

@@ -58,7 +58,7 @@ class RoutingState:
     """Everything's revision, the latest changes last."""
     tenants: dict[int, TenantRow] = field(default_factory=dict)
     keys: dict[str, KeyRow] = field(default_factory=dict)
-    """The active ones."""
+    """Those that are not revoked."""
     models: dict[int, ModelState] = field(default_factory=dict)
 
     def changed_since(self, revision: int) -> dict[Kind, list[str]]:
@@ -89,7 +89,7 @@ def read(connection: Connection, before: RoutingState = NOTHING) -> RoutingState
     for ids in _chunks([one.id for one in touched if one.kind == "key"]):
         for id_, key in accounts.find_keys(connection, ids).items():
             keys[id_] = key
-            if key.state != "active":
+            if key.state == "revoked":
                 del keys[id_]
     for numbers in _chunks([int(one.id) for one in touched if one.kind == "model"]):
         models.update(_models(connection, numbers, tenants, before))

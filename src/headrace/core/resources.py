@@ -16,6 +16,7 @@ Role = Literal["viewer", "developer", "operator", "admin"]
 ROLES: tuple[Role, ...] = ("viewer", "developer", "operator", "admin")
 """Each may do what those before it may. viewer: read and predict; developer: register; operator: deploy, scale, route;
 admin: tenants and keys, of every tenant."""
+KeyState = Literal["active", "rotating", "revoked"]
 VersionState = Literal["registered", "validated", "approved", "retired"]
 Approval = Literal["optional", "required", "four-eyes"]
 """Whether a version must be approved before it may take traffic; four-eyes: by another than who registered it."""
@@ -110,8 +111,12 @@ class Key(msgspec.Struct):
     tenant: str
     role: Role
     label: str
-    state: Literal["active", "revoked"]
+    account: str
+    """The person or service that holds it, over all rotations; the first key's id where nobody said."""
+    state: KeyState
     created_at: str
+    expires_at: str | None = None
+    """When a key that is `rotating` ends."""
 
 
 class KeyCreate(msgspec.Struct, forbid_unknown_fields=True):
@@ -121,6 +126,16 @@ class KeyCreate(msgspec.Struct, forbid_unknown_fields=True):
     tenant: str | None = None
     """The caller's own tenant when left out."""
     label: str = ""
+    account: str = ""
+    """The person or service that holds it; itself when left out."""
+
+
+class KeyRotate(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /api/v1/keys/{id}/rotate"""
+
+    overlap_s: float = 86_400.0
+    """How long the old key stays good."""
+    reason: str | None = None
 
 
 class KeyCreated(msgspec.Struct):

@@ -19,6 +19,12 @@ def upgrade() -> None:
     # Not in a batch: SQLite's copies the table, and others refer to it.
     approval = sa.Column("approval", sa.String(length=16), nullable=False, server_default="optional")
     op.add_column("tenants", approval)
+    with op.batch_alter_table("keys") as batch_op:
+        batch_op.add_column(sa.Column("account", sa.String(length=100), nullable=True))
+        batch_op.add_column(sa.Column("expires_at", sa.String(length=32), nullable=True))
+    op.execute("UPDATE keys SET account = id")
+    with op.batch_alter_table("keys") as batch_op:
+        batch_op.alter_column("account", existing_type=sa.String(length=100), nullable=False)
     create_tables()
     # What an older release stored has loaded and run, and had no tests.
     op.execute(
@@ -122,6 +128,9 @@ def downgrade() -> None:
     for table in ("search_texts", "lineages", "aliases", "lifecycles"):
         op.drop_table(table)
     op.drop_column("tenants", "approval")
+    with op.batch_alter_table("keys") as batch_op:
+        batch_op.drop_column("account")
+        batch_op.drop_column("expires_at")
     op.execute("DELETE FROM counters WHERE name = 'change'")
     with op.batch_alter_table("changes") as batch_op:
         batch_op.drop_column("hash")
