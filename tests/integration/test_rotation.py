@@ -74,6 +74,9 @@ def test_without_overlap_the_old_one_ends_at_once_and_a_revoked_one_stays_so(ser
             served.refused("POST", f"/keys/{made['key']['id']}/rotate", {"overlap_s": overlap_s}).field == "overlap_s"
         )
     assert served.refused("POST", "/keys/hr_absent/rotate", {}).status == 404
+    mine = "_".join(served.key.split("_", 2)[:2])
+    problem = served.refused("POST", f"/keys/{mine}/rotate", {"overlap_s": 59})
+    assert (problem.status, problem.hint) == (409, "give it 60 seconds or more")
 
 
 def test_the_text_is_shown_once_and_the_id_of_the_new_one_again(served: Control) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
 import headrace
-from headrace.cli import output, versions
+from headrace.cli import imports, output, versions
 from headrace.cli.options import Json, Model, Tenant, numbers, one_of, pairs, qualified
 from headrace.core.resources import Engine, Lineage
 
@@ -41,14 +40,10 @@ def push(
     json: Json = False,
 ) -> None:
     """Register a new version of a model."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("uploading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     chosen: Any = engine
     missing: Any = nan
     with headrace.Client() as client:
-        with Progress(*columns, transient=True, disable=json or not sys.stdout.isatty()) as bar:
-            task = bar.add_task("upload", total=None)
+        with output.upload_bar(json) as progress:
             outcome = client.models.push(
                 qualified(model, tenant),
                 path,
@@ -62,7 +57,7 @@ def push(
                 description=description,
                 lineage=Lineage(training_set, code, parent, feature or [], pairs(metadata, "--metadata")),
                 golden=golden,
-                progress=lambda sent, total: bar.update(task, completed=sent, total=total),
+                progress=progress,
             )
         if json:
             return output.json(outcome)
@@ -77,6 +72,9 @@ def push(
             output.console.print(f"{name} may not take traffic until they pass", style="yellow")
             raise SystemExit(output.REFUSED)
         output.console.print(f"next: headrace deploy {name}", style="dim")
+
+
+imports.add_to(models)
 
 
 @models.command("list")

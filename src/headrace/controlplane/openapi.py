@@ -13,9 +13,10 @@ from litestar import Litestar
 
 from headrace.controlplane.platform import REPLICAS_MAX, SHARE_MIN
 from headrace.core import resources, schema, specs
+from headrace.core.golden import CASES_MAX
 from headrace.core.names import ALIAS, NAME
 from headrace.core.resources import Problem
-from headrace.registry.registration import BATCH_MAX
+from headrace.registry.registration import BATCH_MAX, ENTRIES_MAX, FEATURE, TEXT_MAX
 
 PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 ALWAYS = {"400": "A field, parameter or header is not as described; `field` names it.", "401": "No key, or no such."}
@@ -40,7 +41,7 @@ IF_MATCH = {
     "in": "header",
     "required": False,
     "description": "Only if the resource is still as at this ETag of its GET.",
-    "schema": {"type": "string", "pattern": '^("[0-9a-f]{1,16}"|\\*)$'},
+    "schema": {"type": "string"},
     "example": '"3"',
 }
 
@@ -54,6 +55,15 @@ LIMITS: dict[str, dict[str, dict[str, Any]]] = {
     "Quota": {"rate_per_s": RATE, "burst": RATE, "max_in_flight": {"minimum": 1, "maximum": 10_000_000}},
     "TenantUpdate": {"rate_per_s": RATE, "burst": RATE, "max_in_flight": {"minimum": 1, "maximum": 10_000_000}},
     "KeyCreate": {"label": {"maxLength": 200}, "account": {"maxLength": 100}},
+    "Golden": {"cases": {"minItems": 1, "maxItems": CASES_MAX}, "tolerance": {"minimum": 0}},
+    "GoldenCase": {"outputs": {"minItems": 1}, "name": {"maxLength": 100}, "tolerance": {"minimum": 0}},
+    "Lineage": {
+        "training_set": {"maxLength": TEXT_MAX},
+        "code": {"maxLength": TEXT_MAX},
+        "parent": {"pattern": f"^({NAME.pattern}@)?{NAMED_VERSION}$"},
+        "features": {"maxItems": ENTRIES_MAX, "items": {"type": "string", "pattern": f"^{FEATURE.pattern}$"}},
+        "metadata": {"maxProperties": ENTRIES_MAX},
+    },
     "KeyRotate": {"overlap_s": {"minimum": 0, "maximum": 30 * 86_400}},
     "ModelUpdate": {
         "timeout_s": {"exclusiveMinimum": 0, "maximum": 3600},

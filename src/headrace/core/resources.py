@@ -20,7 +20,7 @@ KeyState = Literal["active", "rotating", "revoked"]
 VersionState = Literal["registered", "validated", "approved", "retired"]
 Approval = Literal["optional", "required", "four-eyes"]
 """Whether a version must be approved before it may take traffic; four-eyes: by another than who registered it."""
-Engine = Literal["onnx", "xgboost", "lightgbm", "sklearn", "python"]
+Engine = Literal["onnx", "xgboost", "lightgbm", "sklearn", "python", "torch"]
 DeploymentState = Literal["requested", "starting", "ready", "draining", "stopped", "failed"]
 
 

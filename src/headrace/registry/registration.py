@@ -1,4 +1,4 @@
-"""What is known of a version before its artifact is opened: its engine, and that nobody has to trust it. Pure."""
+"""What is known of a version before its artifact is opened: its engine. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from headrace.core.errors import InvalidInput, Unprocessable
+from headrace.core.errors import InvalidInput
 from headrace.core.golden import CASES_MAX, Golden
 from headrace.core.names import NAME, VersionName, check_name, read_version
 from headrace.core.resources import Engine, Lineage, VersionCreate
@@ -25,8 +25,9 @@ ENGINE_OF_SUFFIX: dict[str, Engine] = {
     ".joblib": "sklearn",
     ".py": "python",
     ".tar": "python",
+    ".pt": "torch",
+    ".pt2": "torch",
 }
-PICKLES = (".pkl", ".joblib")
 TEXT_MAX = 1_000
 """Characters of what lineage says."""
 ENTRIES_MAX = 100
@@ -41,7 +42,6 @@ def check(create: VersionCreate) -> Engine:
 
     Raises:
         InvalidInput: a field that is out of range, or a file name that tells no engine.
-        Unprocessable: a pickle that nobody said to trust.
     """
     check_digest(create.digest)
     name = create.file_name
@@ -57,14 +57,7 @@ def check(create: VersionCreate) -> Engine:
         check_lineage(create.lineage)
     if create.golden is not None:
         check_golden(create.golden)
-    suffix = PurePosixPath(name).suffix.lower()
-    if suffix in PICKLES and not (create.options is not None and create.options.trust):
-        raise Unprocessable(
-            f"{name}: a pickle executes code when it is loaded, and nobody said to trust this one",
-            field="options.trust",
-            hint="store the model with skops or convert it to ONNX; or trust it: headrace models push ... --trust",
-        )
-    engine = create.engine or ENGINE_OF_SUFFIX.get(suffix)
+    engine = create.engine or ENGINE_OF_SUFFIX.get(PurePosixPath(name).suffix.lower())
     if engine is None:
         raise InvalidInput(
             f"file_name: {name!r} tells no engine",

@@ -31,6 +31,8 @@ from headrace.core.names import check_name
 
 OVERLAP_MAX_S = 30 * 86_400.0
 """Seconds for which a rotated key may stay good."""
+OWN_OVERLAP_MIN_S = 60.0
+"""The least for the key that asks: time to put the new one into its place."""
 
 
 @get("/api/v1/tenants", summary="List tenants")
@@ -224,6 +226,9 @@ async def rotate_key(
     made: list[tuple[KeyRow, str]] = []
 
     def work(c: Connection) -> Record:
+        if id_ == asked.principal.key and data.overlap_s < OWN_OVERLAP_MIN_S:
+            hint = f"give it {OWN_OVERLAP_MIN_S:g} seconds or more"
+            raise Conflict("a key cannot end itself at once", field="overlap_s", hint=hint)
         old = one_key(c, id_)
         if old.state != "active":
             hint = "headrace keys create" if old.state == "revoked" else f"it ends at {old.expires_at}"
