@@ -92,6 +92,8 @@ async def update_tenant(
     """Admin."""
     asked = await context(request, None, data.reason)
     asked.principal.need("admin")
+    given = {f: getattr(data, f) for f in r.Quota.__struct_fields__ if getattr(data, f) is not None}
+    check_quota(r.Quota(**given))  # before If-Match: what is wrong stays so
 
     def work(c: Connection) -> Record:
         row = accounts.named_tenant(c, name)
@@ -104,7 +106,6 @@ async def update_tenant(
             before.quota.burst if data.burst is None else data.burst,
             before.quota.max_in_flight if data.max_in_flight is None else data.max_in_flight,
         )
-        check_quota(quota)
         values = {"rate_per_s": quota.rate_per_s, "burst": quota.burst, "max_in_flight": quota.max_in_flight}
         after: dict[str, object] = {
             **values,
