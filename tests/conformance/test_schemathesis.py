@@ -41,6 +41,7 @@ include-name = [
     "PUT /api/v1/artifacts/{digest}",
     "PUT /api/v1/models/{model}/traffic",
     "POST /api/v1/models/{model}/versions",
+    "POST /api/v1/models/{model}/versions/{number}/validate",
 ]
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 401, 403, 404, 409, 412, 422]
 """

@@ -122,7 +122,7 @@ def test_tenants_keys_pins_and_grants(run: Run, platform: Platform, echo: str) -
     ("arguments", "code", "says", "hint"),
     [
         (("deploy", "absent@1"), 1, "absent", ""),
-        (("deploy", "absent@x"), 1, "whole number", "absent@1"),
+        (("deploy", "absent@0"), 1, "whole number", "absent@1"),
         (("scale", "absent", "1"), 1, "names no version", "absent@1"),
         (("models", "push", "m", "nowhere.onnx"), 1, "nowhere.onnx does not exist", ""),
         (("predict", "absent", "--row", "1"), 1, "absent", ""),

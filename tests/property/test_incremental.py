@@ -22,6 +22,7 @@ from headrace.core.snapshot import ReplicaRoute, Snapshot, State
 from headrace.core.specs import EngineOptions, ReplicaSpec, ReplicaState, ReplicaStatus, ServedVersion
 from headrace.deploy import store as deploy_store
 from headrace.deploy.reconcile import Memory, Plan, Want, reconcile
+from headrace.registry import lifecycle
 from headrace.registry import store as registry
 from headrace.registry.store import VersionRow
 from headrace.router.table import Table
@@ -96,6 +97,8 @@ class World:
             traffic.set_override(c, model, tenant, v)
         elif verb == "unpin":
             traffic.set_override(c, model, tenant, None)
+        elif verb == "alias":
+            lifecycle.set_alias(c, model, f"a{n % 2}", None if n == 5 else v)
         elif verb == "deploy":
             deploy_store.create(c, model, v, n % 3, 1 + n % 2, None)
         elif verb == "scale" and found is not None:
@@ -122,8 +125,8 @@ class World:
 
 
 VERBS = (
-    "quota", "key", "revoke", "settings", "grant", "ungrant", "split", "rollback", "pin", "unpin", "deploy", "scale",
-    "given", "undeploy", "replica", "state", "forget",
+    "quota", "key", "revoke", "settings", "grant", "ungrant", "split", "rollback", "pin", "unpin", "alias", "deploy",
+    "scale", "given", "undeploy", "replica", "state", "forget",
 )  # fmt: skip
 FLEET = ("deploy", "scale", "undeploy", "replica", "state", "forget")
 
@@ -179,10 +182,11 @@ def whole_state(c: Connection) -> tuple[dict[int, Any], dict[str, Any], dict[int
             policy,
             back,
             pins.get(row.id, {}),
+            lifecycle.list_aliases(c, [row.id]).get(row.id, {}),
             here,
             versions,  # type: ignore[arg-type]
         )
-    return tenants, {key.id: key for key in accounts.list_keys(c) if key.state == "active"}, models
+    return tenants, {key.id: key for key in accounts.list_keys(c) if key.state != "revoked"}, models
 
 
 def whole_snapshot(world: World, epoch: int) -> Snapshot:

@@ -214,7 +214,7 @@ def test_a_platform_never_met_is_reported_at_once() -> None:
 
 def test_a_control_plane_that_restarts_is_waited_for_and_asked_with_the_same_idempotency_key() -> None:
     call = calls.update_tenant("a", r.TenantUpdate(state="active"))
-    tenant = r.Tenant("a", "active", r.Quota(), "2026-01-01T00:00:00Z")
+    tenant = r.Tenant("a", "active", r.Quota(), "optional", "2026-01-01T00:00:00Z")
     fine = Answer(200, {}, msgspec.json.encode(r.Outcome(tenant, r.ChangeRef(1))))
     found, sent = drive(flows.request(Memory(met=True), call), CUT, REFUSED, REFUSED, fine)
     assert found.result == tenant
@@ -225,7 +225,7 @@ def test_what_may_have_been_done_and_cannot_be_repeated_is_not() -> None:
     call = calls.create_key("viewer", None, "")
     with pytest.raises(errors.Unreachable):
         drive(flows.request(Memory(met=True), call), CUT)
-    key = r.Key("hr_1", "a", "viewer", "", "active", "2026-01-01T00:00:00Z")
+    key = r.Key("hr_1", "a", "viewer", "", "hr_1", "active", "2026-01-01T00:00:00Z")
     fine = Answer(200, {}, msgspec.json.encode(r.Outcome(r.KeyCreated(key, "hr_1_x"), r.ChangeRef(1))))
     assert drive(flows.request(Memory(met=True), call), REFUSED, fine)[0].result.key == key
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import headrace
-from headrace.cli import accounts, artifacts, deployments, output, predict, quarantine, registry, traffic
+from headrace.cli import accounts, artifacts, audit, deployments, output, predict, quarantine, registry, traffic
 from headrace.cli.options import Json
 from headrace.core.config import Settings, load
 
@@ -150,6 +150,7 @@ predict.add_to(app)
 app.add_typer(quarantine.quarantine, name="quarantine")
 app.add_typer(accounts.tenants, name="tenants")
 app.add_typer(accounts.keys, name="keys")
+app.add_typer(audit.audit, name="audit")
 app.add_typer(config, name="config")
 
 

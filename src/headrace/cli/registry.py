@@ -8,9 +8,9 @@ from typing import Annotated, Any, get_args
 import typer
 
 import headrace
-from headrace.cli import imports, output
+from headrace.cli import imports, output, versions
 from headrace.cli.options import Json, Model, Tenant, numbers, one_of, pairs, qualified
-from headrace.core.resources import Engine
+from headrace.core.resources import Engine, Lineage
 
 models = typer.Typer(help="The model registry.", no_args_is_help=True)
 
@@ -31,6 +31,12 @@ def push(
     metric: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER, repeatable.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="NAME=TEXT, repeatable.")] = None,
     description: Annotated[str, typer.Option(help="For people.")] = "",
+    training_set: Annotated[str, typer.Option(help="Reference of the data it was trained on.")] = "",
+    code: Annotated[str, typer.Option(help="Revision of the code that trained it.")] = "",
+    parent: Annotated[str | None, typer.Option(help="Version that it was made from: 3, or base@3.")] = None,
+    feature: Annotated[list[str] | None, typer.Option(help="Required feature, NAME@VERSION, repeatable.")] = None,
+    metadata: Annotated[list[str] | None, typer.Option(help="NAME=TEXT of its lineage, repeatable.")] = None,
+    golden: Annotated[Path | None, typer.Option(help="JSON file of signature tests.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Send the file though the platform has it.")] = False,
     tenant: Tenant = None,
     json: Json = False,
@@ -52,6 +58,8 @@ def push(
                 metrics=numbers(metric, "--metric"),
                 tags=pairs(tag, "--tag"),
                 description=description,
+                lineage=Lineage(training_set, code, parent, feature or [], pairs(metadata, "--metadata")),
+                golden=golden,
                 progress=progress,
                 force=force,
             )
@@ -65,6 +73,10 @@ def push(
                 output.console.print(f"  {kind} {spec.name} {spec.datatype} {list(spec.shape)}")
         if made.parts:
             output.console.print(f"  runs {', '.join(made.parts)}")
+        versions.tell_tests(made.tests)
+        if made.state == "registered":
+            output.console.print(f"{name} may not take traffic until they pass", style="yellow")
+            raise SystemExit(output.REFUSED)
         output.console.print(f"next: headrace deploy {name}", style="dim")
 
 
@@ -74,7 +86,7 @@ imports.add_to(models)
 @models.command("list")
 @output.guarded
 def list_(
-    search: Annotated[str | None, typer.Option(help="In name and description.")] = None,
+    search: Annotated[str | None, typer.Option(help="Terms that must all be found.")] = None,
     tenant: Tenant = None,
     json: Json = False,
 ) -> None:
@@ -95,9 +107,9 @@ def show(model: Model, tenant: Tenant = None, json: Json = False) -> None:
     name = qualified(model, tenant)
     with headrace.Client() as client:
         found = client.models.show(name)
-        versions = client.models.versions(name).items
+        listed = client.models.versions(name).items
     if json:
-        return output.json({"model": found, "versions": versions})
+        return output.json({"model": found, "versions": listed})
     output.console.print(f"{found.tenant}/{found.name}  traffic {output.weights(found.serving)}")
     for label, text in (("description", found.description), ("granted to", ", ".join(found.grants))):
         if text:
@@ -105,6 +117,8 @@ def show(model: Model, tenant: Tenant = None, json: Json = False) -> None:
     rows = (
         (
             v.version,
+            v.state,
+            ", ".join(v.aliases),
             v.engine,
             v.digest[:12],
             output.size(v.size_bytes),
@@ -112,13 +126,16 @@ def show(model: Model, tenant: Tenant = None, json: Json = False) -> None:
             _listed(v.tags),
             v.created_at,
         )
-        for v in versions
+        for v in listed
     )
-    output.table(("VERSION", "ENGINE", "SHA256", "SIZE", "METRICS", "TAGS", "CREATED"), rows, "no versions")
-    for v in versions:
+    columns = ("VERSION", "STATE", "ALIASES", "ENGINE", "SHA256", "SIZE", "METRICS", "TAGS", "CREATED")
+    output.table(columns, rows, "no versions")
+    for v in listed:
         for label, names in (("runs", v.parts), ("is run by", v.used_by)):
             if names:
                 output.console.print(f"{v.model}@{v.version} {label} {', '.join(names)}")
+        if lines := versions.lineage_lines(v.lineage):
+            output.console.print(f"{v.version}: {'; '.join(lines)}", style="dim")
 
 
 def _listed(values: Any) -> str:
@@ -147,3 +164,6 @@ def revoke(
     with headrace.Client() as client:
         outcome = client.models.revoke(qualified(model, tenant), to)
         output.json(outcome) if json else output.done(client, f"{to} may call {model} no more", outcome.change)
+
+
+versions.add_to(models)

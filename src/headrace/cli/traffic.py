@@ -12,6 +12,7 @@ import typer
 import headrace
 from headrace.cli import output
 from headrace.cli.options import Json, Model, Tenant, Why, complete_model, numbers, qualified
+from headrace.core.names import read_version
 
 if TYPE_CHECKING:
     from headrace import Client
@@ -49,7 +50,7 @@ def show(model: Model, tenant: Tenant = None, json: Json = False) -> None:
 @output.guarded
 def set_(
     model: Model,
-    split: Annotated[list[str], typer.Argument(help="VERSION=PERCENT ..., adding up to 100.")],
+    split: Annotated[list[str], typer.Argument(help="VERSION=PERCENT ..., by number or alias, adding up to 100.")],
     why: Why = None,
     tenant: Tenant = None,
     json: Json = False,
@@ -64,14 +65,14 @@ def set_(
 def pin(
     model: Model,
     pinned: Annotated[str, typer.Argument(metavar="TENANT", help="Who is pinned.")],
-    version: Annotated[int, typer.Argument(help="To which version.")],
+    version: Annotated[str, typer.Argument(help="To which version, by number or alias.")],
     why: Why = None,
     tenant: Tenant = None,
     json: Json = False,
 ) -> None:
     """Send all of a tenant's requests to one version."""
     with headrace.Client() as client:
-        tell(client, client.traffic.pin(qualified(model, tenant), pinned, version, why), json)
+        tell(client, client.traffic.pin(qualified(model, tenant), pinned, read_version(version), why), json)
 
 
 @traffic.command("unpin")

@@ -26,7 +26,8 @@ from headrace.core.errors import (
     Unavailable,
     Unprocessable,
 )
-from headrace.core.names import parse_reference
+from headrace.core.golden import Golden
+from headrace.core.names import VersionName, check_alias, parse_reference
 from headrace.core.signature import Signature
 from headrace.core.specs import EngineOptions
 
@@ -135,12 +136,13 @@ def cancel_upload(id_: str) -> Call[r.Upload]:
     return Call("DELETE", f"/api/v1/uploads/{id_}", r.Upload)
 
 
-def list_versions(model: str) -> Call[r.Page[r.Version]]:
-    """A model's versions."""
+def list_versions(
+    model: str, engine: str | None = None, state: str | None = None, tag: str | None = None
+) -> Call[r.Page[r.Version]]:
+    """A model's versions; `tag` is ``name`` or ``name=value``."""
     ref = parse_reference(model)
-    return Call(
-        "GET", f"/api/v1/models/{ref.model}/versions", r.Page[r.Version], query=_query(tenant=ref.tenant, limit=1000)
-    )
+    query = _query(tenant=ref.tenant, engine=engine, state=state, tag=tag, limit=1000)
+    return Call("GET", f"/api/v1/models/{ref.model}/versions", r.Page[r.Version], query=query)
 
 
 def register(
@@ -153,10 +155,23 @@ def register(
     metrics: dict[str, float] | None,
     tags: dict[str, str] | None,
     description: str,
+    lineage: r.Lineage | None = None,
+    golden: Golden | None = None,
 ) -> Call[r.Outcome[r.Version]]:
     """Register a version of an artifact that was put."""
     ref = parse_reference(model)
-    body = r.VersionCreate(digest, file_name, engine, signature, options, metrics or {}, tags or {}, description)
+    body = r.VersionCreate(
+        digest,
+        file_name,
+        engine,
+        signature,
+        options,
+        metrics or {},
+        tags or {},
+        description,
+        lineage,
+        golden,
+    )
     return _mutation("POST", f"/api/v1/models/{ref.model}/versions", r.Outcome[r.Version], body, tenant=ref.tenant)
 
 
@@ -178,6 +193,59 @@ def list_deployments(model: str | None = None, tenant: str | None = None) -> Cal
     """Deployments."""
     return Call(
         "GET", "/api/v1/deployments", r.Page[r.Deployment], query=_query(model=model, tenant=tenant, limit=1000)
+    )
+
+
+def _version_path(reference: str) -> tuple[str, str | None]:
+    ref = parse_reference(reference)
+    if ref.version is None:
+        raise InvalidInput(f"{reference!r} names no version", field="version", hint=f"for example {reference}@1")
+    return f"/api/v1/models/{ref.model}/versions/{ref.version}", ref.tenant
+
+
+def approve(reference: str, reason: str | None = None) -> Call[r.Outcome[r.Version]]:
+    """Say that a version may take traffic."""
+    path, tenant = _version_path(reference)
+    return _mutation("POST", f"{path}/approve", r.Outcome[r.Version], r.Reason(reason), tenant=tenant)
+
+
+def retire(reference: str, reason: str | None = None) -> Call[r.Outcome[r.Version]]:
+    """Let nobody deploy a version any more, for good."""
+    path, tenant = _version_path(reference)
+    return _mutation("POST", f"{path}/retire", r.Outcome[r.Version], r.Reason(reason), tenant=tenant)
+
+
+def validate(reference: str, golden: Golden | None = None, reason: str | None = None) -> Call[r.Outcome[r.Version]]:
+    """Run a version's signature tests again, or others in their place."""
+    path, tenant = _version_path(reference)
+    return _mutation("POST", f"{path}/validate", r.Outcome[r.Version], r.GoldenRun(golden, reason), tenant=tenant)
+
+
+def delete_version(reference: str) -> Call[r.Outcome[r.Version]]:
+    """Delete a retired version that nothing refers to."""
+    path, tenant = _version_path(reference)
+    return _mutation("DELETE", path, r.Outcome[r.Version], tenant=tenant)
+
+
+def set_alias(model: str, alias: str, version: VersionName, reason: str | None = None) -> Call[r.Outcome[r.Model]]:
+    """Point an alias at a version."""
+    ref = parse_reference(model)
+    path = f"/api/v1/models/{ref.model}/aliases/{check_alias(alias)}"
+    return _mutation("PUT", path, r.Outcome[r.Model], r.AliasUpdate(version, reason), tenant=ref.tenant)
+
+
+def remove_alias(model: str, alias: str) -> Call[r.Outcome[r.Model]]:
+    """Take an alias away."""
+    ref = parse_reference(model)
+    path = f"/api/v1/models/{ref.model}/aliases/{check_alias(alias)}"
+    return _mutation("DELETE", path, r.Outcome[r.Model], tenant=ref.tenant)
+
+
+def diff(model: str, old: VersionName, new: VersionName) -> Call[r.VersionDiff]:
+    """What differs between two versions of a model."""
+    ref = parse_reference(model)
+    return Call(
+        "GET", f"/api/v1/models/{ref.model}/diff", r.VersionDiff, query=_query(tenant=ref.tenant, old=old, new=new)
     )
 
 
@@ -232,7 +300,7 @@ def rollback(model: str, reason: str | None = None) -> Call[r.Outcome[r.Traffic]
     )
 
 
-def pin(model: str, pinned: str, version: int, reason: str | None = None) -> Call[r.Outcome[r.Traffic]]:
+def pin(model: str, pinned: str, version: VersionName, reason: str | None = None) -> Call[r.Outcome[r.Traffic]]:
     """Pin a tenant to a version."""
     ref = parse_reference(model)
     path = f"/api/v1/models/{ref.model}/traffic/overrides/{pinned}"
@@ -283,6 +351,16 @@ def lift_quarantine(
     return _mutation("DELETE", path, kind, input=digest, reason=reason, tenant=tenant)
 
 
+def audit_head() -> Call[r.AuditHead]:
+    """The last row of the audit's chain."""
+    return Call("GET", "/api/v1/audit/head", r.AuditHead)
+
+
+def verify_audit(since: str | None = None, anchor: str | None = None) -> Call[r.AuditCheck]:
+    """Walk along the audit's chain; `since` is a time, `anchor` a ``CHANGE:HASH`` that was kept elsewhere."""
+    return Call("GET", "/api/v1/audit/verify", r.AuditCheck, query=_query(since=since, anchor=anchor))
+
+
 def list_tenants() -> Call[r.Page[r.Tenant]]:
     """Tenants."""
     return Call("GET", "/api/v1/tenants", r.Page[r.Tenant], query=_query(limit=1000))
@@ -293,9 +371,12 @@ def show_tenant(name: str) -> Call[r.Tenant]:
     return Call("GET", f"/api/v1/tenants/{name}", r.Tenant)
 
 
-def create_tenant(name: str, quota: r.Quota | None = None) -> Call[r.Outcome[r.Tenant]]:
+def create_tenant(
+    name: str, quota: r.Quota | None = None, approval: r.Approval = "optional"
+) -> Call[r.Outcome[r.Tenant]]:
     """Create a tenant."""
-    return _mutation("POST", "/api/v1/tenants", r.Outcome[r.Tenant], r.TenantCreate(name, quota or r.Quota()))
+    body = r.TenantCreate(name, quota or r.Quota(), approval)
+    return _mutation("POST", "/api/v1/tenants", r.Outcome[r.Tenant], body)
 
 
 def update_tenant(name: str, change: r.TenantUpdate) -> Call[r.Outcome[r.Tenant]]:
@@ -308,9 +389,16 @@ def list_keys(tenant: str | None = None) -> Call[r.Page[r.Key]]:
     return Call("GET", "/api/v1/keys", r.Page[r.Key], query=_query(tenant=tenant, limit=1000))
 
 
-def create_key(role: r.Role, tenant: str | None = None, label: str = "") -> Call[r.Outcome[r.KeyCreated]]:
+def create_key(
+    role: r.Role, tenant: str | None = None, label: str = "", account: str = ""
+) -> Call[r.Outcome[r.KeyCreated]]:
     """Create a key. Not replayed: its text is shown once."""
-    return Call("POST", "/api/v1/keys", r.Outcome[r.KeyCreated], r.KeyCreate(role, tenant, label))
+    return Call("POST", "/api/v1/keys", r.Outcome[r.KeyCreated], r.KeyCreate(role, tenant, label, account))
+
+
+def rotate_key(id_: str, overlap_s: float = 86_400.0, reason: str | None = None) -> Call[r.Outcome[r.KeyCreated]]:
+    """Another key in a key's place; the old one stays good for `overlap_s`. Not replayed: its text is shown once."""
+    return Call("POST", f"/api/v1/keys/{id_}/rotate", r.Outcome[r.KeyCreated], r.KeyRotate(overlap_s, reason))
 
 
 def revoke_key(id_: str) -> Call[r.Outcome[r.Key]]:
@@ -325,11 +413,9 @@ def update_model(model: str, change: r.ModelUpdate) -> Call[r.Outcome[r.Model]]:
 
 
 def show_version(reference: str) -> Call[r.Version]:
-    """A version, ``churn@4``."""
-    ref = parse_reference(reference)
-    if ref.version is None:
-        raise InvalidInput(f"{reference!r} names no version", field="version", hint=f"for example {reference}@1")
-    return Call("GET", f"/api/v1/models/{ref.model}/versions/{ref.version}", r.Version, query=_query(tenant=ref.tenant))
+    """A version, ``churn@4`` or ``churn@champion``."""
+    path, tenant = _version_path(reference)
+    return Call("GET", path, r.Version, query=_query(tenant=tenant))
 
 
 def revoke_grant(model: str, to: str) -> Call[r.Outcome[r.Model]]:

@@ -89,6 +89,13 @@ class Models(Bound[D]):
     update = one(calls.update_model)
     versions = one(calls.list_versions)
     show_version = one(calls.show_version)
+    approve = one(calls.approve)
+    retire = one(calls.retire)
+    validate = operation(flows.validate)
+    delete = one(calls.delete_version)
+    alias = one(calls.set_alias)
+    unalias = one(calls.remove_alias)
+    diff = one(calls.diff)
     grant = one(calls.grant)
     revoke = one(calls.revoke_grant)
 
@@ -144,7 +151,15 @@ class Keys(Bound[D]):
 
     list = one(calls.list_keys)
     create = one(calls.create_key)
+    rotate = one(calls.rotate_key)
     revoke = one(calls.revoke_key)
+
+
+class Audit(Bound[D]):
+    """The audit's hash chain."""
+
+    head = one(calls.audit_head)
+    verify = one(calls.verify_audit)
 
 
 class Operations(Bound[D]):
@@ -188,6 +203,7 @@ class Operations(Bound[D]):
         self.quarantine: Quarantine[D] = Quarantine(driver)
         self.tenants: Tenants[D] = Tenants(driver)
         self.keys: Keys[D] = Keys(driver)
+        self.audit: Audit[D] = Audit(driver)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.access.url!r}, control_url={self.access.control_url!r})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
@@ -14,7 +15,8 @@ from headrace.client.calls import Call
 from headrace.client.steps import Answer, Flow, Lost, Memory, Pause, Progress, Send, request
 from headrace.core import resources as r
 from headrace.core.errors import InvalidInput, NotFound, Unavailable, Unprocessable
-from headrace.core.names import Reference, parse_reference
+from headrace.core.golden import Golden
+from headrace.core.names import Reference, VersionName, parse_reference
 from headrace.core.signature import Signature
 from headrace.core.specs import EngineOptions
 
@@ -40,7 +42,7 @@ def all_pages(memory: Memory, first: Call[r.Page[T]]) -> Flow[list[T]]:
 
 
 def list_models(memory: Memory, tenant: str | None = None, q: str | None = None) -> Flow[list[r.Model]]:
-    """All models, by tenant and name; `q` is looked for in names and descriptions."""
+    """All models, by tenant and name, where all terms of `q` are found in what is said of them and their versions."""
     return (yield from all_pages(memory, calls.list_models(tenant, q)))
 
 
@@ -65,7 +67,7 @@ def predict(
     model: str,
     rows: object,
     *,
-    version: int | None = None,
+    version: VersionName | None = None,
     unit: str | None = None,
     timeout_s: float | None = None,
     outputs: list[str] | None = None,
@@ -73,9 +75,9 @@ def predict(
     """Run a model.
 
     Args:
-        model: ``churn``, ``churn@4`` or ``tenant/churn``.
+        model: ``churn``, ``churn@4``, ``churn@champion`` or ``tenant/churn``.
         rows: array (n, ...) or one row, nested lists, a pandas, polars or Arrow table, or a dict of one per input.
-        version: bypasses the traffic policy.
+        version: number or alias; bypasses the traffic policy.
         unit: user or session that shall always meet the same version.
         timeout_s: deadline of the whole request.
         outputs: names of those wanted; all when left out.
@@ -139,6 +141,8 @@ def push(
     metrics: dict[str, float] | None = None,
     tags: dict[str, str] | None = None,
     description: str = "",
+    lineage: r.Lineage | None = None,
+    golden: Golden | str | Path | None = None,
     progress: Progress | None = None,
     force: bool = False,
 ) -> Flow[r.Outcome[r.Version]]:
@@ -159,19 +163,32 @@ def push(
         metrics: numbers of the training.
         tags: free.
         description: for people.
+        lineage: where it comes from: training set, code, parent; and the features that it needs.
+        golden: signature tests, or a JSON file of them: run now, and passed before the version may take traffic.
         progress: is told of bytes that have arrived, and bytes in all.
         force: send the file though the platform has it: replaces one that was damaged.
 
     Raises:
         InvalidInput, Unprocessable, TooLarge, Forbidden, Unreachable.
     """
+    tests = read_golden(golden)
     packed = artifacts.pack(what)
     try:
         yield from uploads.upload(memory, packed.path, packed.digest, progress, force)
         engine = engine or packed.engine
         options = options_of(engine, outputs, nan, batch_max, trust or packed.trust, run_limit_s)
         call = calls.register(
-            model, packed.digest, packed.file_name, engine, signature, options, metrics, tags, description
+            model,
+            packed.digest,
+            packed.file_name,
+            engine,
+            signature,
+            options,
+            metrics,
+            tags,
+            description,
+            lineage,
+            tests,
         )
         try:
             return (yield from request(memory, call))
@@ -184,6 +201,25 @@ def push(
     finally:
         if packed.temporary:
             packed.path.unlink(missing_ok=True)
+
+
+def validate(
+    memory: Memory, reference: str, golden: Golden | str | Path | None = None, reason: str | None = None
+) -> Flow[r.Outcome[r.Version]]:
+    """Run a version's signature tests again, or others (or a JSON file of them) in their place; its state follows."""
+    return (yield from request(memory, calls.validate(reference, read_golden(golden), reason)))
+
+
+def read_golden(given: Golden | str | Path | None) -> Golden | None:
+    """Signature tests, out of a file where one is named. Raises InvalidInput, OSError."""
+    if given is None or isinstance(given, Golden):
+        return given
+    try:
+        return msgspec.json.decode(Path(given).read_bytes(), type=Golden)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        text = str(error).replace("`$", "`golden")
+        hint = '{"cases": [{"inputs": [{"name", "datatype", "shape", "data"}], "outputs": [...]}], "tolerance": 1e-5}'
+        raise InvalidInput(f"{given}: {text}", field="golden", hint=hint) from None
 
 
 def options_of(

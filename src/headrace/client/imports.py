@@ -136,7 +136,7 @@ def _known(memory: Memory, found: Candidate, digest: str) -> Flow[r.Version | No
         options = version.options
         same = (version.digest, version.engine, options.trust) == (digest, found.engine, found.trust)
         same = same and options.outputs == found.outputs and found.batch_max in (None, options.batch_max)
-        same = same and _agrees(found.signature, version.signature)
+        same = same and _agrees(found.signature, version.signature) and version.state != "retired"
         if same and all(version.tags.get(tag) == text for tag, text in found.tags.items()):
             return version
     return None

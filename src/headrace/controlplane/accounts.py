@@ -8,9 +8,10 @@ import os
 import secrets
 import tempfile
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sqlalchemy import (
     Column,
@@ -33,7 +34,7 @@ from headrace.core import revisions
 from headrace.core.database import metadata, now
 from headrace.core.errors import NotFound
 from headrace.core.names import did_you_mean
-from headrace.core.resources import Key, Quota, Role, Tenant
+from headrace.core.resources import Approval, Key, KeyState, Quota, Role, Tenant
 
 tenants = Table(
     "tenants",
@@ -45,6 +46,7 @@ tenants = Table(
     Column("burst", Float, nullable=False),
     Column("max_in_flight", Integer, nullable=False),
     Column("created_at", String(32), nullable=False),
+    Column("approval", String(16), nullable=False, server_default="optional"),
 )
 keys = Table(
     "keys",
@@ -56,6 +58,8 @@ keys = Table(
     Column("label", String(200), nullable=False),
     Column("state", String(16), nullable=False),
     Column("created_at", String(32), nullable=False),
+    Column("account", String(100), nullable=False),
+    Column("expires_at", String(32), nullable=True),
 )
 
 
@@ -70,11 +74,13 @@ class TenantRow:
     burst: float
     max_in_flight: int
     created_at: str
+    approval: Approval = "optional"
 
     def resource(self) -> Tenant:
         """As the API shows it."""
         quota = Quota(self.rate_per_s, self.burst, self.max_in_flight)
-        return Tenant(self.name, "active" if self.state == "active" else "suspended", quota, self.created_at)
+        state: Literal["active", "suspended"] = "active" if self.state == "active" else "suspended"
+        return Tenant(self.name, state, quota, self.approval, self.created_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +92,20 @@ class KeyRow:
     tenant: int
     role: Role
     label: str
-    state: str
+    state: KeyState
     created_at: str
+    account: str
+    """The person or service that holds it; its own id where nobody said."""
+    expires_at: str | None = None
+    """When one that is rotating ends."""
 
     def resource(self, tenant: str) -> Key:
         """As the API shows it."""
-        state = "active" if self.state == "active" else "revoked"
-        return Key(self.id, tenant, self.role, self.label, state, self.created_at)  # type: ignore[arg-type]
+        return Key(self.id, tenant, self.role, self.label, self.account, self.state, self.created_at, self.expires_at)
+
+    def opens(self, at: str) -> bool:
+        """Whether it is good at a time."""
+        return self.state != "revoked" and (self.expires_at is None or at < self.expires_at)
 
 
 def list_tenants(connection: Connection) -> list[TenantRow]:
@@ -122,11 +135,11 @@ def named_tenant(connection: Connection, name: str) -> TenantRow:
     return found
 
 
-def create_tenant(connection: Connection, name: str, quota: Quota) -> TenantRow:
+def create_tenant(connection: Connection, name: str, quota: Quota, approval: Approval = "optional") -> TenantRow:
     """Add a tenant under the next index."""
     highest = connection.execute(select(func.max(tenants.c.index))).scalar()
     index = 0 if highest is None else int(highest) + 1
-    row = TenantRow(index, name, "active", quota.rate_per_s, quota.burst, quota.max_in_flight, now())
+    row = TenantRow(index, name, "active", quota.rate_per_s, quota.burst, quota.max_in_flight, now(), approval)
     connection.execute(insert(tenants).values({name: getattr(row, name) for name in TenantRow.__slots__}))
     revisions.touch(connection, "tenant", index)
     return row
@@ -155,19 +168,25 @@ def find_key(connection: Connection, id_: str) -> KeyRow | None:
 
 
 def key_by_text(connection: Connection, text: str) -> KeyRow | None:
-    """The active key of this text: found by the id in it, compared in constant time."""
+    """The key of this text, while it opens anything: found by the id in it, compared in constant time."""
     found = find_key(connection, _id_in(text))
     digest = hashlib.sha256(text.encode()).digest()
-    if found is None or found.state != "active" or not hmac.compare_digest(found.digest, digest):
+    if found is None or not found.opens(now()) or not hmac.compare_digest(found.digest, digest):
         return None
     return found
 
 
-def create_key(connection: Connection, tenant: int, role: Role, label: str) -> tuple[KeyRow, str]:
+def same_holder(connection: Connection, one: str, other: str) -> bool:
+    """Whether two keys are held by the same person or service."""
+    found = find_keys(connection, [one, other])
+    return one == other or (one in found and other in found and found[one].account == found[other].account)
+
+
+def create_key(connection: Connection, tenant: int, role: Role, label: str, account: str = "") -> tuple[KeyRow, str]:
     """Add a key; returns it and its text, which is kept nowhere."""
     id_ = f"hr_{secrets.token_hex(6)}"
     text = f"{id_}_{secrets.token_urlsafe(32)}"
-    row = KeyRow(id_, hashlib.sha256(text.encode()).digest(), tenant, role, label, "active", now())
+    row = KeyRow(id_, hashlib.sha256(text.encode()).digest(), tenant, role, label, "active", now(), account or id_)
     connection.execute(insert(keys).values({name: getattr(row, name) for name in KeyRow.__slots__}))
     revisions.touch(connection, "key", id_)
     return row, text
@@ -177,6 +196,35 @@ def revoke_key(connection: Connection, id_: str) -> None:
     """A key that nobody may use any more."""
     connection.execute(update(keys).where(keys.c.id == id_).values(state="revoked"))
     revisions.touch(connection, "key", id_)
+
+
+def rotate_key(connection: Connection, old: KeyRow, overlap_s: float) -> tuple[KeyRow, str]:
+    """Another key of the same holder, tenant and role, good at once; the old one is so for `overlap_s` more."""
+    made = create_key(connection, old.tenant, old.role, old.label, old.account)
+    if overlap_s == 0:
+        revoke_key(connection, old.id)
+    else:
+        values = {"state": "rotating", "expires_at": now(overlap_s)}
+        connection.execute(update(keys).where(keys.c.id == old.id).values(values))
+        revisions.touch(connection, "key", old.id)
+    return made
+
+
+def expired(found: Iterable[KeyRow]) -> bool:
+    """Whether the time of any of these keys is over, and it is not revoked yet."""
+    at = now()
+    return any(key.expires_at is not None and not key.opens(at) for key in found if key.state == "rotating")
+
+
+def expire_keys(connection: Connection) -> None:
+    """Revoke the keys whose time is over."""
+    query = select(keys).where(keys.c.state == "rotating", keys.c.expires_at <= now())
+    over = [KeyRow(**row._asdict()) for row in connection.execute(query)]
+    for key in over:
+        revoke_key(connection, key.id)
+        tenant = find_tenants(connection, [key.tenant])[key.tenant].name
+        record = Record("key.expire", tenant, key.id, {"state": key.state}, {"state": "revoked"})
+        changes.append(connection, "platform", record, "another has taken its place")
 
 
 def bootstrap(connection: Connection, credentials: Path, urls: dict[str, str]) -> None:

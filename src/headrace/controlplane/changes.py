@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Column, Connection, Integer, LargeBinary, Row, String, Table, Text, func, insert, select
 
+from headrace.controlplane.chain import GENESIS, Link, digest
 from headrace.core import revisions
 from headrace.core.database import metadata, now
 from headrace.core.errors import Conflict
@@ -16,7 +17,7 @@ from headrace.core.resources import Change
 changes = Table(
     "changes",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", Integer, primary_key=True, autoincrement=False),
     Column("at", String(32), nullable=False),
     Column("actor", String(64), nullable=False),
     Column("action", String(64), nullable=False),
@@ -26,6 +27,7 @@ changes = Table(
     Column("after", Text, nullable=True),
     Column("reason", Text, nullable=True),
     Column("undo", Text, nullable=True),
+    Column("hash", String(64), nullable=False),
 )
 idempotency = Table(
     "idempotency",
@@ -38,6 +40,8 @@ idempotency = Table(
     Column("answer", LargeBinary, nullable=True),
 )
 
+WRITTEN = "headrace.change"
+"""Key of a connection's `info`: id and hash of the latest row, for the log once it is committed."""
 IDEMPOTENCY_S = 24 * 3600.0
 """How long an idempotency key is remembered."""
 
@@ -72,23 +76,25 @@ def known(connection: Connection, record: Record) -> bool:
 
 
 def append(connection: Connection, actor: str, record: Record, reason: str | None) -> int:
-    """Write a row; returns its id."""
-    result = connection.execute(
-        insert(changes).values(
-            at=now(),
-            actor=actor,
-            action=record.action,
-            tenant=record.tenant,
-            entity=record.entity,
-            before=_text(record.before),
-            after=_text(record.after),
-            reason=reason,
-            undo=record.undo,
-        )
+    """Write a row at the end of the chain; returns its id. The ids are drawn from a counter whose row the transaction
+    holds until it commits: so rows stand in order without gaps, also where several processes write."""
+    link = Link(
+        revisions.take(connection, "change"),
+        now(),
+        actor,
+        record.action,
+        record.tenant,
+        record.entity,
+        _text(record.before),
+        _text(record.after),
+        reason,
+        record.undo,
     )
-    key = result.inserted_primary_key
-    assert key is not None
-    return int(key[0])
+    previous = connection.execute(select(changes.c.hash).where(changes.c.id == link.id - 1)).scalar()
+    hash_ = digest(previous or GENESIS, link)
+    connection.execute(insert(changes).values(**{name: getattr(link, name) for name in Link.__slots__}, hash=hash_))
+    connection.info[WRITTEN] = link.id, hash_
+    return link.id
 
 
 @dataclass(frozen=True, slots=True)

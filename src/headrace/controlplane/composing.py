@@ -1,23 +1,26 @@
-"""What a pipeline is made of: the registered versions that its declaration names, found, and shown."""
+"""What a pipeline is made of: the registered versions that its declaration names, found, shown, and looked into."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
+from msgspec.structs import replace
 from sqlalchemy import Connection
 
-from headrace.controlplane import accounts, views
+from headrace.controlplane import accounts
 from headrace.controlplane.accounts import TenantRow
-from headrace.core.errors import Forbidden, InvalidInput, NotFound
+from headrace.controlplane.platform import Platform
+from headrace.core.errors import Conflict, Forbidden, InvalidInput, NotFound, Unprocessable
 from headrace.core.names import did_you_mean, parse_reference
 from headrace.core.pipeline import Pipeline, Step
-from headrace.core.resources import Version
-from headrace.core.specs import ServedPart
+from headrace.core.specs import Examination, ExaminationRequest, ServedPart
+from headrace.registry import lifecycle
 from headrace.registry import parts as parts_store
 from headrace.registry import store as registry
 from headrace.registry.parts import Part
-from headrace.registry.store import ModelRow, VersionRow
+from headrace.registry.store import ModelRow
 
 
 def find(c: Connection, tenant: TenantRow, pipeline: Pipeline) -> tuple[Part, ...]:
@@ -26,6 +29,7 @@ def find(c: Connection, tenant: TenantRow, pipeline: Pipeline) -> tuple[Part, ..
     Raises:
         NotFound, Forbidden: a model or version that is not there, or not the tenant's nor granted to it.
         InvalidInput: one that is a pipeline itself.
+        Conflict: one whose signature tests failed, or that is retired.
     """
     first: dict[str, Step] = {}
     for step in pipeline.steps:
@@ -51,7 +55,8 @@ def _find(c: Connection, tenant: TenantRow, step: Step, reference: str) -> Part:
             field=field,
             hint=did_you_mean(asked.model, registry.model_names(c, owner.index)),
         )
-    version = registry.find_version(c, model.id, asked.version or 0)
+    assert isinstance(asked.version, int)  # a declaration with anything else is refused
+    version = registry.find_version(c, model.id, asked.version)
     if version is None:
         latest = registry.latest_version(c, model.id)
         raise NotFound(
@@ -61,6 +66,10 @@ def _find(c: Connection, tenant: TenantRow, step: Step, reference: str) -> Part:
         )
     if version.engine == "pipeline":
         raise InvalidInput(f"{where}: {reference} is a pipeline; write its steps into this one", field=field)
+    state = lifecycle.find(c, model.id, version.version).state
+    if state in ("registered", "retired"):
+        why = "is retired" if state == "retired" else "failed its signature tests"
+        raise Conflict(f"{where}: {reference} {why}", field=field, hint="name a version that may take traffic")
     return Part(reference, version)
 
 
@@ -91,7 +100,7 @@ def served(found: Sequence[Part], path: Callable[[str], Path | None]) -> tuple[S
     )
 
 
-def _used_by(c: Connection, tenant: TenantRow, model: ModelRow) -> dict[int, list[str]]:
+def used_by(c: Connection, model: ModelRow) -> dict[int, list[str]]:
     """Version -> the pipelines that run it, as ``name@version``; another tenant's with its name before."""
     users = parts_store.users(c, model.id)
     rows = registry.find_models(c, {key[0] for keys in users.values() for key in keys})
@@ -99,32 +108,35 @@ def _used_by(c: Connection, tenant: TenantRow, model: ModelRow) -> dict[int, lis
 
     def name(key: parts_store.Key) -> str:
         row = rows[key[0]]
-        before = "" if row.tenant == tenant.index else f"{tenants[row.tenant].name}/"
+        before = "" if row.tenant == model.tenant else f"{tenants[row.tenant].name}/"
         return f"{before}{row.name}@{key[1]}"
 
     return {version: [name(key) for key in keys] for version, keys in users.items()}
 
 
-def versions(c: Connection, tenant: TenantRow, model: ModelRow) -> list[Version]:
-    """A model's versions as the API shows them, oldest first."""
-    return _shown(c, tenant, model, registry.list_versions(c, model.id))
+async def examine(
+    platform: Platform, request: ExaminationRequest, artifact: tuple[str, int], found: Sequence[Part]
+) -> Examination:
+    """Bring an artifact here, with those that it runs, and look into it.
 
+    Args:
+        platform: the control plane.
+        request: what to look for; its paths are filled in.
+        artifact: digest and bytes.
+        found: of a pipeline, the versions that it runs.
 
-def version(c: Connection, tenant: TenantRow, model: ModelRow, row: VersionRow) -> Version:
-    """One of them."""
-    return _shown(c, tenant, model, [row])[0]
-
-
-def _shown(c: Connection, tenant: TenantRow, model: ModelRow, rows: Sequence[VersionRow]) -> list[Version]:
-    parts = parts_store.of(c, [(row.model, row.version) for row in rows if row.engine == "pipeline"])
-    users = _used_by(c, tenant, model)
-    return [
-        views.version(
-            row,
-            model.name,
-            tenant.name,
-            [part.reference for part in parts.get((row.model, row.version), ())],
-            users.get(row.version, []),
-        )
-        for row in rows
-    ]
+    Raises:
+        Unprocessable: it does not load, or does not run.
+        Unavailable: an artifact cannot be brought here.
+    """
+    async with AsyncExitStack() as near:
+        needed = dict([artifact, *((part.version.digest, part.version.size_bytes) for part in found)])
+        paths = {
+            digest: await near.enter_async_context(platform.artifacts.local(digest, size))
+            for digest, size in needed.items()
+        }
+        request = replace(request, path=str(paths[artifact[0]]), parts=served(found, paths.get))
+        seen = await platform.examiner.examine(request)
+    if seen.fault is not None:
+        raise Unprocessable(seen.fault.message, field=seen.fault.field, hint=seen.fault.hint)
+    return seen

@@ -7,10 +7,12 @@ from sqlalchemy import Connection
 from headrace.controlplane import accounts, views
 from headrace.controlplane.changes import Record
 from headrace.controlplane.platform import REPLICAS_MAX, SHARE_MIN, Platform, Request, check_range, version_in
+from headrace.controlplane.versioning import may_serve
 from headrace.core.errors import Conflict, InvalidInput, NotFound
-from headrace.core.names import parse_reference
+from headrace.core.names import VersionName, parse_reference
 from headrace.core.resources import Deployment, DeploymentCreate, Outcome
 from headrace.deploy import store as deploy_store
+from headrace.registry import lifecycle
 from headrace.registry.store import ModelRow
 from headrace.traffic import store as traffic
 from headrace.traffic.allocate import weights_of
@@ -37,6 +39,11 @@ async def deploy(platform: Platform, request: Request, body: DeploymentCreate) -
         tenant, model = platform.model(c, request, reference.model)
         version = platform.version(c, model, number).version
         entity = f"{reference.model}@{version}"
+        if lifecycle.find(c, model.id, version).state == "retired":
+            hint = f"push the model again: headrace models push {reference.model} FILE"
+            raise Conflict(f"{entity} is retired", field="version", hint=hint)
+        if share or (share is None and not traffic.current(c, model.id).epoch):  # the first takes all
+            may_serve(c, tenant, model, version, "version")
         before = deploy_store.find(c, model.id, version)
         if before is not None and body.replicas == 0:
             must_not_serve(platform, c, model, version, f"headrace scale {entity} 0 --force")
@@ -55,15 +62,16 @@ async def deploy(platform: Platform, request: Request, body: DeploymentCreate) -
 
 
 async def scale(
-    platform: Platform, request: Request, name: str, version: int, replicas: int, force: bool = False
+    platform: Platform, request: Request, name: str, wanted: VersionName, replicas: int, force: bool = False
 ) -> Outcome[Deployment]:
     """Want another number of replicas. Raises Conflict for none while the version has traffic, unless forced."""
     request.principal.need("operator")
     check_range("replicas", replicas, 0, REPLICAS_MAX)
-    entity = f"{name}@{version}"
 
     def work(c: Connection) -> Record:
         tenant, model = platform.model(c, request, name)
+        version = platform.number(c, model, wanted)
+        entity = f"{name}@{version}"
         before = deployment(c, model, version)
         request.match(views.tag(show_deployment(platform, c, request, name, version)))
         if replicas == 0 and not force:
@@ -75,21 +83,23 @@ async def scale(
             "deployment.scale", tenant.name, entity, {"replicas": before.replicas}, {"replicas": replicas}, undo
         )
 
-    return await platform.mutate(
-        request, work, lambda c, _: show_deployment(platform, c, request, name, version), Deployment
-    )
+    def show(c: Connection, record: Record) -> Deployment:
+        return show_deployment(platform, c, request, name, version_in(record))
+
+    return await platform.mutate(request, work, show, Deployment)
 
 
 async def undeploy(
-    platform: Platform, request: Request, name: str, version: int, force: bool = False
+    platform: Platform, request: Request, name: str, wanted: VersionName, force: bool = False
 ) -> Outcome[Deployment]:
     """Want a version to run no more; the result is what is left of it once it has drained. Raises Conflict while it
     has traffic, unless forced."""
     request.principal.need("operator")
-    entity = f"{name}@{version}"
 
     def work(c: Connection) -> Record:
         tenant, model = platform.model(c, request, name)
+        version = platform.number(c, model, wanted)
+        entity = f"{name}@{version}"
         before = deployment(c, model, version)
         if not force:
             must_not_serve(platform, c, model, version, f"headrace undeploy {entity} --force")
@@ -100,7 +110,9 @@ async def undeploy(
 
     def show(c: Connection, record: Record) -> Deployment:
         created_at = str((record.before or {})["created_at"])
-        return Deployment(name, record.tenant, version, "stopped", 0, 0, 0, "undeployed", [], 0.0, created_at)
+        return Deployment(
+            name, record.tenant, version_in(record), "stopped", 0, 0, 0, "undeployed", [], 0.0, created_at
+        )
 
     return await platform.mutate(request, work, show, Deployment)
 
@@ -131,10 +143,10 @@ def must_not_serve(platform: Platform, c: Connection, model: ModelRow, version: 
         raise Conflict(f"{entity}: tenant {name!r} is pinned to it", field="version", hint=hint)
 
 
-def show_deployment(platform: Platform, c: Connection, request: Request, name: str, version: int) -> Deployment:
+def show_deployment(platform: Platform, c: Connection, request: Request, name: str, version: VersionName) -> Deployment:
     """A deployment as the API shows it. Raises NotFound."""
     tenant, model = platform.model(c, request, name)
-    desired = deployment(c, model, version)
+    desired = deployment(c, model, platform.number(c, model, version))
     replicas, policy = views.replicas_of(platform.fleet.statuses()), traffic.current(c, model.id)
     return views.deployment(desired, tenant.name, name, policy, replicas, platform.standings())
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection
 
-from headrace.controlplane import changes, composing
+from headrace.controlplane import accounts, changes, composing
 from headrace.controlplane.artifacts import Artifacts
 from headrace.controlplane.attention import Attention
 from headrace.controlplane.publisher import Publisher
@@ -94,6 +94,8 @@ class Manager:
         """One look at the world, and what follows from it."""
         now = asyncio.get_running_loop().time()
         statuses = self._fleet.statuses()
+        if accounts.expired(self._publisher.state.keys.values()):
+            await self._store.run(accounts.expire_keys)
         known = {status.spec.id for status in statuses}
         self._publisher.expected = set(self._fleet.routers)
         self._publisher.draining &= known

@@ -14,9 +14,10 @@ from litestar import Litestar
 from headrace.controlplane.deploying import MEMORY_MB
 from headrace.controlplane.platform import REPLICAS_MAX, SHARE_MIN
 from headrace.core import resources, schema, specs
-from headrace.core.names import NAME
+from headrace.core.golden import CASES_MAX
+from headrace.core.names import ALIAS, NAME
 from headrace.core.resources import Problem
-from headrace.registry.registration import BATCH_MAX, RUN_LIMIT_S
+from headrace.registry.registration import BATCH_MAX, ENTRIES_MAX, FEATURE, RUN_LIMIT_S, TEXT_MAX
 
 PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 ALWAYS = {"400": "A field, parameter or header is not as described; `field` names it.", "401": "No key, or no such."}
@@ -48,12 +49,23 @@ IF_MATCH = {
 NAMED = {"pattern": f"^{NAME.pattern}$"}
 DIGEST = {"pattern": "^[0-9a-f]{64}$"}
 RATE = {"exclusiveMinimum": 0, "maximum": 1e9}
-VERSION = {"minimum": 1, "maximum": (1 << 31) - 1}
+NAMED_VERSION = f"([1-9][0-9]{{0,8}}|{ALIAS.pattern})"
+VERSION_OR_ALIAS = {"minimum": 1, "maximum": (1 << 31) - 1, "pattern": f"^{NAMED_VERSION}$"}
 LIMITS: dict[str, dict[str, dict[str, Any]]] = {
     "TenantCreate": {"name": NAMED},
     "Quota": {"rate_per_s": RATE, "burst": RATE, "max_in_flight": {"minimum": 1, "maximum": 10_000_000}},
     "TenantUpdate": {"rate_per_s": RATE, "burst": RATE, "max_in_flight": {"minimum": 1, "maximum": 10_000_000}},
-    "KeyCreate": {"label": {"maxLength": 200}},
+    "KeyCreate": {"label": {"maxLength": 200}, "account": {"maxLength": 100}},
+    "Golden": {"cases": {"minItems": 1, "maxItems": CASES_MAX}, "tolerance": {"minimum": 0}},
+    "GoldenCase": {"outputs": {"minItems": 1}, "name": {"maxLength": 100}, "tolerance": {"minimum": 0}},
+    "Lineage": {
+        "training_set": {"maxLength": TEXT_MAX},
+        "code": {"maxLength": TEXT_MAX},
+        "parent": {"pattern": f"^({NAME.pattern}@)?{NAMED_VERSION}$"},
+        "features": {"maxItems": ENTRIES_MAX, "items": {"type": "string", "pattern": f"^{FEATURE.pattern}$"}},
+        "metadata": {"maxProperties": ENTRIES_MAX},
+    },
+    "KeyRotate": {"overlap_s": {"minimum": 0, "maximum": 30 * 86_400}},
     "ModelUpdate": {
         "timeout_s": {"exclusiveMinimum": 0, "maximum": 3600},
         "body_max_bytes": {"minimum": 1, "maximum": 1 << 30},
@@ -64,8 +76,8 @@ LIMITS: dict[str, dict[str, dict[str, Any]]] = {
         "run_limit_s": {"minimum": RUN_LIMIT_S[0], "maximum": RUN_LIMIT_S[1]},
     },
     "DeploymentCreate": {
-        "model": {"pattern": f"^({NAME.pattern}/)?{NAME.pattern}(@[1-9][0-9]{{0,8}})?$"},
-        "version": VERSION,
+        "model": {"pattern": f"^({NAME.pattern}/)?{NAME.pattern}(@{NAMED_VERSION})?$"},
+        "version": VERSION_OR_ALIAS,
         "replicas": {"minimum": 0, "maximum": REPLICAS_MAX},
         "threads": {"minimum": 1, "maximum": 256},
         "memory_mb": {"minimum": MEMORY_MB[0], "maximum": MEMORY_MB[1]},
@@ -74,11 +86,12 @@ LIMITS: dict[str, dict[str, dict[str, Any]]] = {
     "DeploymentUpdate": {"replicas": {"minimum": 0, "maximum": REPLICAS_MAX}},
     "UploadCreate": {"digest": DIGEST, "size_bytes": {"minimum": 1}},
     "CollectionCreate": {"grace_s": {"minimum": 0, "maximum": 1e9}},
-    "OverrideUpdate": {"version": VERSION},
+    "OverrideUpdate": {"version": VERSION_OR_ALIAS},
+    "AliasUpdate": {"version": VERSION_OR_ALIAS},
     "TrafficUpdate": {
         "weights": {
             "minProperties": 1,
-            "propertyNames": {"pattern": "^[1-9][0-9]{0,8}$"},
+            "propertyNames": {"pattern": f"^{NAMED_VERSION}$"},
             "additionalProperties": {"type": "number", "minimum": 0, "maximum": 100},
             "description": "Version -> percent; they add up to 100, and the smallest share is .01.",
             "examples": [{"3": 90, "4": 10}],
@@ -96,7 +109,12 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "input": {"pattern": "^[0-9a-f]{1,32}$"},
     "to": {"examples": ["risk"]},
     "pinned": {"examples": ["risk"]},
-    "reference": {"pattern": f"^{NAME.pattern}@[1-9][0-9]{{0,8}}$", "examples": ["churn@4"]},
+    "reference": {"pattern": f"^{NAME.pattern}@{NAMED_VERSION}$", "examples": ["churn@4"]},
+    "number": {"pattern": f"^{NAMED_VERSION}$", "examples": ["1"]},
+    "old": {"pattern": f"^{NAMED_VERSION}$", "examples": ["1"]},
+    "new": {"pattern": f"^{NAMED_VERSION}$", "examples": ["1"]},
+    "alias": {"pattern": f"^{ALIAS.pattern}$", "examples": ["champion"]},
+    "anchor": {"pattern": "^[1-9][0-9]{0,17}:[0-9a-f]{64}$", "examples": ["57:" + "0" * 64]},
     "since": {"format": "date-time", "examples": ["2026-01-31T08:00:00Z"]},
 }
 CURSORS = {
@@ -169,7 +187,7 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
     if method == "get" and path.endswith(("}", "/traffic")):
         tag = {"description": "What If-Match names.", "schema": {"type": "string"}}
         operation["responses"]["200"].setdefault("headers", {})["ETag"] = tag
-    if path.endswith("/versions") and method == "post":
+    if path.endswith(("/versions", "/validate")) and method == "post":
         statuses["422"] = "The artifact does not load, crashes, or is a pickle that nobody trusted."
     if path.startswith("/api/v1/uploads") and method == "post":
         statuses["429"] = "The tenant has too many uploads in progress."

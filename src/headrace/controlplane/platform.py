@@ -29,7 +29,7 @@ from headrace.core.errors import (
     PreconditionFailed,
     Unauthenticated,
 )
-from headrace.core.names import did_you_mean
+from headrace.core.names import VersionName, did_you_mean
 from headrace.core.resources import (
     ROLES,
     ChangeRef,
@@ -38,6 +38,7 @@ from headrace.core.resources import (
 )
 from headrace.core.snapshot import SLOTS
 from headrace.deploy.reconcile import Standing, Target
+from headrace.registry import lifecycle
 from headrace.registry import store as registry
 from headrace.registry.examiner import Examiner
 from headrace.registry.store import ModelRow, VersionRow
@@ -162,8 +163,23 @@ class Platform:
         return tenant, found
 
     @staticmethod
-    def version(c: Connection, model: ModelRow, number: int | None) -> VersionRow:
-        """A version, the latest for None. Raises NotFound."""
+    def number(c: Connection, model: ModelRow, wanted: VersionName) -> int:
+        """The number of the version that is named, whether there is one of it or not. Raises NotFound for an alias
+        that points at none."""
+        if isinstance(wanted, int):
+            return wanted
+        if wanted.removeprefix("-").isdecimal():
+            return int(wanted) if len(wanted) < 20 else VERSION_MAX
+        aliases = lifecycle.list_aliases(c, [model.id]).get(model.id, {})
+        if wanted not in aliases:
+            near = did_you_mean(wanted, aliases) or f"headrace models alias {model.name} {wanted[:63]} VERSION"
+            raise NotFound(f"model {model.name!r} has no alias {wanted[:63]!r}", field="version", hint=near)
+        return aliases[wanted]
+
+    @staticmethod
+    def version(c: Connection, model: ModelRow, named: VersionName | None) -> VersionRow:
+        """A version by number or alias, the latest for None. Raises NotFound."""
+        number = None if named is None else Platform.number(c, model, named)
         latest = registry.latest_version(c, model.id)
         wanted = (latest or 0) if number is None else number
         found = registry.find_version(c, model.id, wanted) if 0 < wanted < VERSION_MAX else None

@@ -8,9 +8,10 @@ from sqlalchemy import Connection
 
 from headrace.controlplane import quarantine_store as store
 from headrace.controlplane.changes import Record
-from headrace.controlplane.platform import Platform, Request
+from headrace.controlplane.platform import Platform, Request, version_in
 from headrace.core import resources as r
 from headrace.core.errors import InvalidInput, NotFound
+from headrace.core.names import VersionName
 from headrace.core.report import Condemned
 
 
@@ -21,7 +22,7 @@ async def keep(platform: Platform, found: Sequence[Condemned]) -> None:
 
 
 async def lift(
-    platform: Platform, request: Request, name: str, version: int, digest: str | None
+    platform: Platform, request: Request, name: str, wanted: VersionName, digest: str | None
 ) -> r.Outcome[r.Page[r.Quarantined]]:
     """Let an input, or (None) all of a version's, through again. The result is what is left of the version's.
 
@@ -31,10 +32,11 @@ async def lift(
     request.principal.need("operator")
     if digest is not None and not (0 < len(digest) <= 32 and set(digest) <= set("0123456789abcdef")):
         raise InvalidInput(f"input: {digest[:40]!r}, expected 1 to 32 of 0-9 a-f", field="input")
-    entity = f"{name}@{version}"
 
     def work(c: Connection) -> Record:
         tenant, model = platform.model(c, request, name)
+        version = platform.number(c, model, wanted)
+        entity = f"{name}@{version}"
         rows = [row for row in store.find(c, [model.id]) if row.version == version]
         lifted = [row.digest for row in rows if digest is None or row.digest.startswith(digest)]
         if digest is not None and not lifted:
@@ -45,8 +47,8 @@ async def lift(
         store.remove(c, model.id, version, lifted)
         return Record("quarantine.lift", tenant.name, entity, {"digests": lifted}, None, None, bool(lifted))
 
-    def show(c: Connection, _: Record) -> r.Page[r.Quarantined]:
+    def show(c: Connection, record: Record) -> r.Page[r.Quarantined]:
         owner = platform.tenant(c, request)
-        return r.Page([one for one in store.shown(c, [owner], name) if one.version == version])
+        return r.Page([one for one in store.shown(c, [owner], name) if one.version == version_in(record)])
 
     return await platform.mutate(request, work, show, r.Page[r.Quarantined])

@@ -87,6 +87,11 @@ def remove(connection: Connection, model: int, version: int, digests: Collection
     revisions.touch(connection, "model", model)
 
 
+def forget(connection: Connection, model: int, version: int) -> None:
+    """The version is deleted."""
+    connection.execute(delete(quarantine).where(quarantine.c.model == model, quarantine.c.version == version))
+
+
 def shown(connection: Connection, tenants: Sequence[accounts.TenantRow], name: str | None) -> list[r.Quarantined]:
     """What is in quarantine in these tenants; of the model of this name, or of all."""
     names = {tenant.index: tenant.name for tenant in tenants}

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
 
 from sqlalchemy import Connection
 
-from headrace.controlplane import changes, composing
+from headrace.controlplane import changes, composing, views
 from headrace.controlplane.changes import Record
 from headrace.controlplane.platform import Platform, Request, version_in
 from headrace.core import pipeline
 from headrace.core.database import now
-from headrace.core.errors import Forbidden, NotFound, Unprocessable
+from headrace.core.errors import Forbidden, NotFound
 from headrace.core.names import check_name
-from headrace.core.resources import Engine, Outcome, Version, VersionCreate
+from headrace.core.resources import Engine, Lineage, Outcome, Version, VersionCreate
 from headrace.core.specs import Examination, ExaminationRequest
-from headrace.registry import inventory, registration
+from headrace.registry import inventory, lifecycle, lineage, registration
 from headrace.registry import parts as parts_store
 from headrace.registry import store as registry
+from headrace.registry.lineage import Origin
 from headrace.registry.parts import Part
-from headrace.registry.store import VersionRow
+from headrace.registry.store import ModelRow, VersionRow
 
 
 async def register(platform: Platform, request: Request, name: str, body: VersionCreate) -> Outcome[Version]:
@@ -55,18 +55,8 @@ async def _examined(
     again, known, parts = await platform.store.run(look)
     found = Examination()
     if not again and known is None:
-        async with AsyncExitStack() as near:
-            path = await near.enter_async_context(platform.artifacts.local(body.digest, size))
-            paths = {}
-            for part in parts:
-                row = part.version
-                paths[row.digest] = await near.enter_async_context(platform.artifacts.local(row.digest, row.size_bytes))
-            served = composing.served(parts, paths.get)
-            found = await platform.examiner.examine(
-                ExaminationRequest(engine, str(path), body.options, body.signature, served)
-            )
-        if found.fault is not None:
-            raise Unprocessable(found.fault.message, field=found.fault.field, hint=found.fault.hint)
+        asked = ExaminationRequest(engine, "", body.options, body.signature, golden=body.golden)
+        found = await composing.examine(platform, asked, (body.digest, size), parts)
 
     def work(c: Connection) -> Record:
         tenant = platform.tenant(c, request)
@@ -79,7 +69,7 @@ async def _examined(
 
     def show(c: Connection, record: Record) -> Version:
         tenant, model = platform.model(c, request, name)
-        return composing.version(c, tenant, model, platform.version(c, model, version_in(record)))
+        return views.versions(c, tenant, model, [platform.version(c, model, version_in(record))])[0]
 
     return await platform.mutate(request, work, show, Version)
 
@@ -112,7 +102,8 @@ def _add_version(
         raise NotFound(f"digest: artifact {body.digest[:12]}... was just removed", field="digest")
     tenant = platform.tenant(c, request)
     model = registry.ensure_model(c, tenant.index, name)
-    number = (registry.latest_version(c, model.id) or 0) + 1
+    number = registry.next_version(c, model.id)
+    given = body.lineage or Lineage()
     registry.add_version(
         c,
         VersionRow(
@@ -130,10 +121,28 @@ def _add_version(
             now(),
             request.principal.key,
         ),
+        (given.training_set, given.code, given.parent or "", given.features, given.metadata),
     )
     parts_store.add(c, (model.id, number), parts)
-    after = {"digest": body.digest, "engine": engine, "trust": found.options.trust}
+    parent = None if given.parent is None else _parent(platform, c, request, model, given.parent)
+    origin = Origin(given.training_set, given.code, parent, given.features, given.metadata)
+    if origin != lineage.NONE:
+        lineage.add(c, model.id, number, origin)
+    lifecycle.begin(c, model.id, number, request.principal.key, body.golden, found.tests)
+    state = lifecycle.state_after(found.tests)
+    after = {"digest": body.digest, "engine": engine, "trust": found.options.trust, "state": state}
     return Record("version.register", tenant.name, f"{name}@{number}", None, after)
+
+
+def _parent(platform: Platform, c: Connection, request: Request, model: ModelRow, text: str) -> tuple[int, int]:
+    """The version that a new one was made from. Raises NotFound."""
+    wanted = registration.read_parent(text)
+    try:
+        of = model if wanted.model is None else platform.model(c, request, wanted.model)[1]
+        return of.id, platform.version(c, of, wanted.version).version
+    except NotFound as error:
+        error.field = "lineage.parent"
+        raise
 
 
 def _same_as_latest(
@@ -145,7 +154,8 @@ def _same_as_latest(
     row = registry.find_version(c, model.id, latest) if model is not None and latest is not None else None
     if row is None or (row.digest, row.engine) != (body.digest, engine):
         return None
-    same = body.options is None or body.options == row.options
+    life = lifecycle.find(c, row.model, row.version)
+    same = life.state != "retired" and body.options in (None, row.options) and body.golden in (None, life.golden)
     given = body.signature
     if given is not None:  # its outputs may be left to the model
         same = same and given.inputs == row.signature.inputs and given.outputs in ((), row.signature.outputs)

@@ -8,8 +8,10 @@ from headrace.controlplane import accounts, views
 from headrace.controlplane.accounts import TenantRow
 from headrace.controlplane.changes import Record
 from headrace.controlplane.platform import Platform, Request
+from headrace.controlplane.versioning import may_serve
 from headrace.controlplane.views import shown
 from headrace.core.errors import Conflict, InvalidInput, NotFound
+from headrace.core.names import VersionName, read_version
 from headrace.core.resources import Outcome, Traffic, TrafficUpdate
 from headrace.deploy import store as deploy_store
 from headrace.registry.store import ModelRow
@@ -20,20 +22,21 @@ from headrace.traffic.allocate import allocate, weights_of
 async def set_weights(platform: Platform, request: Request, name: str, body: TrafficUpdate) -> Outcome[Traffic]:
     """Put a split in force. Raises InvalidInput, Conflict, PreconditionFailed."""
     request.principal.need("operator")
-    weights: dict[int, float] = {}
-    for text, percent in body.weights.items():
-        if not (text.isascii() and text.isdigit() and len(text) < 10) or int(text) < 1:
-            raise InvalidInput(f"weights: {text[:40]!r} is no version number", field="weights")
-        weights[int(text)] = percent
+    named = {read_version(text, "weights"): percent for text, percent in body.weights.items()}
 
     def work(c: Connection) -> Record:
         tenant, model = platform.model(c, request, name)
         before = traffic.current(c, model.id)
         request.match(str(before.epoch))
-        split = allocate(before.split, weights)
+        weights = {platform.number(c, model, wanted): percent for wanted, percent in named.items()}
+        if len(weights) < len(body.weights):
+            raise InvalidInput("weights: a version is named twice", field="weights")
+        split, shares = allocate(before.split, weights), weights_of(before.split)
         for version, percent in weights.items():
             if percent > 0:
                 must_be_ready(platform, c, tenant, model, version)
+            if percent > shares.get(version, 0.0):  # what it has already it may keep
+                may_serve(c, tenant, model, version, "weights")
         traffic.append(c, model.id, split)
         deploy_store.mark_traffic(c, model.id, set(weights_of(split)))
         return Record(
@@ -74,16 +77,20 @@ async def rollback(platform: Platform, request: Request, name: str) -> Outcome[T
     return await platform.mutate(request, work, lambda c, _: show_traffic(platform, c, request, name), Traffic)
 
 
-async def pin(platform: Platform, request: Request, name: str, pinned: str, version: int | None) -> Outcome[Traffic]:
+async def pin(
+    platform: Platform, request: Request, name: str, pinned: str, wanted: VersionName | None
+) -> Outcome[Traffic]:
     """Pin a tenant to a version, or with None let it go."""
     request.principal.need("operator")
-    action = "traffic.pin" if version is not None else "traffic.unpin"
+    action = "traffic.pin" if wanted is not None else "traffic.unpin"
 
     def work(c: Connection) -> Record:
         tenant, model = platform.model(c, request, name)
         who = accounts.named_tenant(c, pinned)
+        version = None if wanted is None else platform.number(c, model, wanted)
         if version is not None:
             must_be_ready(platform, c, tenant, model, version)
+            may_serve(c, tenant, model, version, "version")
         before = traffic.set_override(c, model.id, who.index, version)
         if version is None and before is None:
             raise NotFound(f"tenant {pinned!r} is not pinned", field="tenant")

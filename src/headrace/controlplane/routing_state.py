@@ -20,6 +20,7 @@ from headrace.core.revisions import Kind
 from headrace.core.snapshot import Quarantined
 from headrace.deploy import store as deploy_store
 from headrace.deploy.store import Desired
+from headrace.registry import lifecycle
 from headrace.registry import parts as parts_store
 from headrace.registry import store as registry_store
 from headrace.registry.parts import Part
@@ -43,6 +44,7 @@ class ModelState:
     """What a rollback would put in place."""
     pins: dict[int, int]
     """Tenant index -> version."""
+    aliases: dict[str, int]
     deployments: tuple[Desired, ...]
     """By version."""
     versions: dict[int, VersionRow]
@@ -63,7 +65,7 @@ class RoutingState:
     """Everything's revision, the latest changes last."""
     tenants: dict[int, TenantRow] = field(default_factory=dict)
     keys: dict[str, KeyRow] = field(default_factory=dict)
-    """The active ones."""
+    """Those that are not revoked."""
     models: dict[int, ModelState] = field(default_factory=dict)
 
     def changed_since(self, revision: int) -> dict[Kind, list[str]]:
@@ -94,7 +96,7 @@ def read(connection: Connection, before: RoutingState = NOTHING) -> RoutingState
     for ids in _chunks([one.id for one in touched if one.kind == "key"]):
         for id_, key in accounts.find_keys(connection, ids).items():
             keys[id_] = key
-            if key.state != "active":
+            if key.state == "revoked":
                 del keys[id_]
     for numbers in _chunks([int(one.id) for one in touched if one.kind == "model"]):
         models.update(_models(connection, numbers, tenants, before))
@@ -108,6 +110,7 @@ def _models(
     grants = registry_store.list_grants(connection, ids)
     policies = traffic_store.list_current(connection, ids)
     pins = traffic_store.list_overrides(connection, ids)
+    aliases = lifecycle.list_aliases(connection, ids)
     deployments: dict[int, list[Desired]] = {}
     for one in deploy_store.list_all(connection, ids):
         deployments.setdefault(one.model, []).append(one)
@@ -131,6 +134,7 @@ def _models(
             policy,
             back,
             pins.get(id_, {}),
+            aliases.get(id_, {}),
             here,
             {one.version: known[id_, one.version] for one in here},
             {one.version: parts[id_, one.version] for one in here if (id_, one.version) in parts},

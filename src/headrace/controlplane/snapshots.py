@@ -9,6 +9,7 @@ import msgspec
 from headrace.controlplane.accounts import KeyRow, TenantRow
 from headrace.controlplane.routing_state import NOTHING, ModelState, RoutingState
 from headrace.core.snapshot import (
+    Alias,
     Endpoint,
     KeyRoute,
     ModelRoute,
@@ -116,6 +117,7 @@ def model_route(state: ModelState, endpoints: dict[Target, list[Endpoint]]) -> M
         row.idempotent,
         row.timeout_s,
         row.body_max_bytes,
+        tuple(Alias(name, version) for name, version in sorted(state.aliases.items())),
     )
 
 

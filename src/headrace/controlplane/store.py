@@ -19,7 +19,7 @@ from headrace.controlplane import accounts, changes, quarantine_store
 from headrace.core.database import connect, metadata, transaction
 from headrace.core.errors import Unavailable
 from headrace.deploy import store as deploy_store
-from headrace.registry import inventory
+from headrace.registry import inventory, lifecycle, lineage, search
 from headrace.registry import parts as registry_parts
 from headrace.registry import store as registry_store
 from headrace.traffic import store as traffic_store
@@ -34,6 +34,9 @@ TABLES = (
     inventory.artifacts,
     registry_parts.version_parts,
     registry_store.models,
+    lifecycle.lifecycles,
+    lineage.lineages,
+    search.search_texts,
     traffic_store.policies,
 )
 """One table of each module that has any."""
@@ -70,10 +73,15 @@ class Store:
     def _transact(self, work: Callable[[Connection], T]) -> T:
         try:
             with transaction(self.engine) as connection:
-                return work(connection)
+                connection.info.pop(changes.WRITTEN, None)
+                result = work(connection)
+                written = connection.info.pop(changes.WRITTEN, None)
         except OperationalError as error:
             log.error("the store failed: %s", error.orig)
             raise Unavailable(f"the store cannot be used now: {error.orig}; nothing was changed") from error
+        if written is not None:  # an anchor of the audit's chain, outside of the store
+            log.info("change %d", written[0], extra={"change": written[0], "hash": written[1]})
+        return result
 
     def close(self) -> None:
         """Finish what runs and close the connections."""

@@ -7,14 +7,17 @@ import hashlib
 import msgspec
 from sqlalchemy import Connection
 
-from headrace.controlplane import accounts
+from headrace.controlplane import accounts, composing
 from headrace.controlplane.accounts import TenantRow
 from headrace.core import resources
 from headrace.core.specs import ReplicaStatus
 from headrace.deploy import store as deploy_store
 from headrace.deploy.reconcile import Standing, Target, target_of
 from headrace.deploy.store import Desired
+from headrace.registry import lifecycle, lineage, search
+from headrace.registry import parts as parts_store
 from headrace.registry import store as registry
+from headrace.registry.lifecycle import Life
 from headrace.registry.store import ModelRow, VersionRow
 from headrace.traffic import store as traffic
 from headrace.traffic.allocate import weights_of
@@ -45,7 +48,13 @@ def tag(resource: msgspec.Struct) -> str:
 
 
 def model(
-    row: ModelRow, tenant: TenantRow, names: dict[int, str], grants: list[int], latest: int | None, policy: Policy
+    row: ModelRow,
+    tenant: TenantRow,
+    names: dict[int, str],
+    grants: list[int],
+    latest: int | None,
+    policy: Policy,
+    aliases: dict[str, int],
 ) -> resources.Model:
     """A model, of what was read for many."""
     return resources.Model(
@@ -59,6 +68,7 @@ def model(
         row.body_max_bytes,
         latest,
         shown(weights_of(policy.split)),
+        aliases,
         row.created_at,
     )
 
@@ -67,14 +77,18 @@ def one_model(c: Connection, tenant: TenantRow, row: ModelRow) -> resources.Mode
     """A model, read by itself."""
     granted = registry.list_grants(c, [row.id]).get(row.id, [])
     names = {index: found.name for index, found in accounts.find_tenants(c, granted).items()}
-    return model(row, tenant, names, granted, registry.latest_version(c, row.id), traffic.current(c, row.id))
+    aliases = lifecycle.list_aliases(c, [row.id]).get(row.id, {})
+    latest, policy = registry.latest_version(c, row.id), traffic.current(c, row.id)
+    return model(row, tenant, names, granted, latest, policy, aliases)
 
 
-def models(c: Connection, tenants: list[TenantRow]) -> list[resources.Model]:
-    """All models of some tenants, by tenant and name."""
+def models(c: Connection, tenants: list[TenantRow], q: str | None = None) -> list[resources.Model]:
+    """All models of some tenants where all terms of `q` are found, by tenant and name."""
+    hits = None if q is None else search.find(c, q)
     by_index = {tenant.index: tenant for tenant in tenants}
     names = {tenant.index: tenant.name for tenant in accounts.list_tenants(c)}
     grants, latest, policies = registry.list_grants(c), registry.latest_versions(c), traffic.list_current(c)
+    aliases = lifecycle.list_aliases(c)
     found = [
         model(
             row,
@@ -83,15 +97,54 @@ def models(c: Connection, tenants: list[TenantRow]) -> list[resources.Model]:
             grants.get(row.id, []),
             latest.get(row.id),
             policies[row.id][0] if row.id in policies else traffic.NONE,
+            aliases.get(row.id, {}),
         )
         for row in registry.list_models(c)
-        if row.tenant in by_index
+        if row.tenant in by_index and (hits is None or row.id in hits)
     ]
     return sorted(found, key=lambda m: (m.tenant, m.name))
 
 
-def version(row: VersionRow, name: str, tenant: str, parts: list[str], used_by: list[str]) -> resources.Version:
-    """A version."""
+def versions(c: Connection, tenant: TenantRow, model: ModelRow, rows: list[VersionRow]) -> list[resources.Version]:
+    """Versions of a tenant's model, each with what was decided of it, what it runs and what runs it."""
+    numbers = [row.version for row in rows]
+    lives, origins = lifecycle.list_of(c, model.id), lineage.list_of(c, model.id)
+    aliases = lifecycle.list_aliases(c, [model.id]).get(model.id, {})
+    parents = {origins[n].parent[0] for n in numbers if n in origins and origins[n].parent}  # type: ignore[index]
+    names = {id_: found.name for id_, found in registry.find_models(c, parents).items()}
+    parts = parts_store.of(c, [(model.id, row.version) for row in rows if row.engine == "pipeline"])
+    users = composing.used_by(c, model)
+    return [
+        version(
+            row,
+            model.name,
+            tenant.name,
+            lives[row.version],
+            [alias for alias, at in aliases.items() if at == row.version],
+            _lineage(origins.get(row.version, lineage.NONE), names),
+            [part.reference for part in parts.get((model.id, row.version), ())],
+            users.get(row.version, []),
+        )
+        for row in rows
+    ]
+
+
+def _lineage(origin: lineage.Origin, names: dict[int, str]) -> resources.Lineage:
+    parent = None if origin.parent is None else f"{names[origin.parent[0]]}@{origin.parent[1]}"
+    return resources.Lineage(origin.training_set, origin.code, parent, origin.features, origin.metadata)
+
+
+def version(
+    row: VersionRow,
+    name: str,
+    tenant: str,
+    life: Life,
+    aliases: list[str],
+    origin: resources.Lineage,
+    parts: list[str],
+    used_by: list[str],
+) -> resources.Version:
+    """A version, of what was read for many."""
     return resources.Version(
         name,
         tenant,
@@ -105,6 +158,10 @@ def version(row: VersionRow, name: str, tenant: str, parts: list[str], used_by: 
         row.metrics,
         row.tags,
         row.description,
+        origin,
+        life.state,
+        aliases,
+        list(life.tests),
         row.created_at,
         row.created_by,
         parts,

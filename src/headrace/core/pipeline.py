@@ -176,11 +176,12 @@ def _check_step(step: Step) -> None:
     if not step.inputs:
         raise InvalidInput(f"step {name!r}: inputs are missing", field=f"{field}.inputs")
     if step.model is not None:
-        if parse_reference(step.model, f"{field}.model").version is None:
+        asked = parse_reference(step.model, f"{field}.model")
+        if not isinstance(asked.version, int):
             raise InvalidInput(
-                f"step {name!r}: model = {step.model!r}, expected a version",
+                f"step {name!r}: model = {step.model!r}, expected a version's number",
                 field=f"{field}.model",
-                hint=f"for example {step.model}@1: a pipeline never changes, so it says which versions it runs",
+                hint=f"for example {asked.model}@1: a pipeline never changes, so it says which versions it runs",
             )
         if any(not isinstance(output, str) for output in step.outputs):
             raise InvalidInput(

@@ -6,6 +6,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from headrace.core.golden import Golden, GoldenResult
 from headrace.core.signature import Signature
 from headrace.core.specs import EngineOptions, ReplicaState
 
@@ -15,6 +16,10 @@ Role = Literal["viewer", "developer", "operator", "admin"]
 ROLES: tuple[Role, ...] = ("viewer", "developer", "operator", "admin")
 """Each may do what those before it may. viewer: read and predict; developer: register; operator: deploy, scale, route;
 admin: tenants and keys, of every tenant."""
+KeyState = Literal["active", "rotating", "revoked"]
+VersionState = Literal["registered", "validated", "approved", "retired"]
+Approval = Literal["optional", "required", "four-eyes"]
+"""Whether a version must be approved before it may take traffic; four-eyes: by another than who registered it."""
 Engine = Literal["onnx", "xgboost", "lightgbm", "sklearn", "python", "torch", "pipeline"]
 DeploymentState = Literal["requested", "starting", "ready", "draining", "stopped", "failed"]
 
@@ -74,6 +79,7 @@ class Tenant(msgspec.Struct):
     name: str
     state: Literal["active", "suspended"]
     quota: Quota
+    approval: Approval
     created_at: str
     """RFC 3339, UTC, like every time in the API."""
 
@@ -83,6 +89,7 @@ class TenantCreate(msgspec.Struct, forbid_unknown_fields=True):
 
     name: str
     quota: Quota = Quota()
+    approval: Approval = "optional"
 
 
 class TenantUpdate(msgspec.Struct, forbid_unknown_fields=True):
@@ -93,6 +100,7 @@ class TenantUpdate(msgspec.Struct, forbid_unknown_fields=True):
     burst: float | None = None
     max_in_flight: int | None = None
     reason: str | None = None
+    approval: Approval | None = None
 
 
 class Key(msgspec.Struct):
@@ -103,8 +111,12 @@ class Key(msgspec.Struct):
     tenant: str
     role: Role
     label: str
-    state: Literal["active", "revoked"]
+    account: str
+    """The person or service that holds it, over all rotations; the first key's id where nobody said."""
+    state: KeyState
     created_at: str
+    expires_at: str | None = None
+    """When a key that is `rotating` ends."""
 
 
 class KeyCreate(msgspec.Struct, forbid_unknown_fields=True):
@@ -114,6 +126,16 @@ class KeyCreate(msgspec.Struct, forbid_unknown_fields=True):
     tenant: str | None = None
     """The caller's own tenant when left out."""
     label: str = ""
+    account: str = ""
+    """The person or service that holds it; itself when left out."""
+
+
+class KeyRotate(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /api/v1/keys/{id}/rotate"""
+
+    overlap_s: float = 86_400.0
+    """How long the old key stays good."""
+    reason: str | None = None
 
 
 class KeyCreated(msgspec.Struct):
@@ -142,6 +164,8 @@ class Model(msgspec.Struct):
     """Highest version; null before the first."""
     serving: dict[str, float]
     """Version -> percent of the traffic."""
+    aliases: dict[str, int]
+    """Alias -> version."""
     created_at: str
 
 
@@ -156,8 +180,23 @@ class ModelUpdate(msgspec.Struct, forbid_unknown_fields=True):
     reason: str | None = None
 
 
+class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a version comes from, and what it needs."""
+
+    training_set: str = ""
+    """Reference of the data that it was trained on."""
+    code: str = ""
+    """Revision of the code that trained it."""
+    parent: str | None = None
+    """The version that it was made from: ``churn@3``, or of the same model ``3``."""
+    features: list[str] = []
+    """Required features, ``name@version``."""
+    metadata: dict[str, str] = {}
+    """Free."""
+
+
 class Version(msgspec.Struct):
-    """An immutable version."""
+    """An immutable version, and what people have decided of it: state, aliases, signature tests."""
 
     model: str
     tenant: str
@@ -172,6 +211,11 @@ class Version(msgspec.Struct):
     metrics: dict[str, float]
     tags: dict[str, str]
     description: str
+    lineage: Lineage
+    state: VersionState
+    aliases: list[str]
+    tests: list[GoldenResult]
+    """How its signature tests went when they were last run; empty where it has none."""
     created_at: str
     created_by: str
     parts: list[str] = []
@@ -196,6 +240,46 @@ class VersionCreate(msgspec.Struct, forbid_unknown_fields=True):
     metrics: dict[str, float] = {}
     tags: dict[str, str] = {}
     description: str = ""
+    lineage: Lineage | None = None
+    golden: Golden | None = None
+    """Signature tests: run now, and passed before the version may take traffic."""
+
+
+class GoldenRun(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /api/v1/models/{model}/versions/{version}/validate"""
+
+    golden: Golden | None = None
+    """Signature tests in place of those that the version has; those again when left out."""
+    reason: str | None = None
+
+
+class AliasUpdate(msgspec.Struct, forbid_unknown_fields=True):
+    """PUT /api/v1/models/{model}/aliases/{alias}"""
+
+    version: int | str
+    """A number, or another alias: then the version that it points at now."""
+    reason: str | None = None
+
+
+class Difference(msgspec.Struct):
+    """A field that two versions do not have in common; null where one does not have it."""
+
+    field: str
+    """``engine``, ``metrics.auc``, ``signature.inputs.x``, ..."""
+    old: Any
+    new: Any
+    change: float | None = None
+    """By how much a number grew."""
+
+
+class VersionDiff(msgspec.Struct):
+    """GET /api/v1/models/{model}/diff"""
+
+    model: str
+    tenant: str
+    old: int
+    new: int
+    differences: list[Difference]
 
 
 class Artifact(msgspec.Struct):
@@ -296,8 +380,8 @@ class DeploymentCreate(msgspec.Struct, forbid_unknown_fields=True):
     none until told to, by `traffic_percent` or PUT .../traffic."""
 
     model: str
-    version: int | None = None
-    """The latest when left out."""
+    version: int | str | None = None
+    """A number or an alias; the latest when left out."""
     tenant: str | None = None
     replicas: int = 1
     threads: int = 1
@@ -348,7 +432,7 @@ class Traffic(msgspec.Struct):
 
 
 class TrafficUpdate(msgspec.Struct, forbid_unknown_fields=True):
-    """PUT /api/v1/models/{model}/traffic. Every version named must be ready."""
+    """PUT /api/v1/models/{model}/traffic. Every version named, by number or alias, must be ready."""
 
     weights: dict[str, float]
     reason: str | None = None
@@ -357,12 +441,13 @@ class TrafficUpdate(msgspec.Struct, forbid_unknown_fields=True):
 class OverrideUpdate(msgspec.Struct, forbid_unknown_fields=True):
     """PUT /api/v1/models/{model}/traffic/overrides/{tenant}"""
 
-    version: int
+    version: int | str
+    """A number or an alias."""
     reason: str | None = None
 
 
 class Reason(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of an action without parameters (rollback)."""
+    """Body of an action without parameters (rollback, approve, retire)."""
 
     reason: str | None = None
 
@@ -383,6 +468,34 @@ class Change(msgspec.Struct):
     after: dict[str, Any] | None
     reason: str | None
     undo: str | None
+    hash: str
+    """SHA-256, hex, of this row and of the hash of the row before it."""
+
+
+class AuditHead(msgspec.Struct):
+    """GET /api/v1/audit/head: the last row of the audit's chain. Kept elsewhere, as ``CHANGE:HASH``, an anchor."""
+
+    change: int
+    """0 before the first."""
+    hash: str
+    at: str
+
+
+class AuditBreak(msgspec.Struct):
+    """The first row of the audit that is not as it was written."""
+
+    change: int
+    reason: str
+
+
+class AuditCheck(msgspec.Struct):
+    """GET /api/v1/audit/verify"""
+
+    ok: bool
+    checked: int
+    """Rows that are as they were written."""
+    head: AuditHead
+    broken: AuditBreak | None = None
 
 
 # ------------------------------------------------------------------------------------------------ the whole

@@ -50,6 +50,19 @@ def take(connection: Connection, counter: str, count: int = 1) -> int:
     return int(value) - count
 
 
+def reach(connection: Connection, counter: str, number: int) -> None:
+    """Have a counter stand at `number` at least, as if all up to it had been taken."""
+    before = last(connection, counter)
+    if before < number:
+        take(connection, counter, number - before)
+
+
+def last(connection: Connection, counter: str) -> int:
+    """The last number that was taken of a counter; 0 where none was."""
+    value = connection.execute(select(counters.c.value).where(counters.c.name == counter)).scalar()
+    return 0 if value is None else int(value) - 1
+
+
 def touch(connection: Connection, kind: Kind, id_: str | int) -> None:
     """Note that this has changed, in the transaction that changes it."""
     revision = take(connection, "revision")

@@ -77,6 +77,13 @@ class Override(msgspec.Struct, frozen=True, array_like=True):
     version: int
 
 
+class Alias(msgspec.Struct, frozen=True, array_like=True):
+    """Another name of a version in URLs: ``/versions/champion/infer``."""
+
+    name: str
+    version: int
+
+
 class ModelRoute(msgspec.Struct, frozen=True, array_like=True):
     """A model, its ready versions and its traffic policy."""
 
@@ -92,6 +99,7 @@ class ModelRoute(msgspec.Struct, frozen=True, array_like=True):
     idempotent: bool = True
     timeout_s: float = 30.0
     body_max_bytes: int = 64 << 20
+    aliases: tuple[Alias, ...] = ()
 
 
 class Snapshot(msgspec.Struct, frozen=True, array_like=True):

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from headrace.core.golden import Golden, GoldenResult
 from headrace.core.signature import Signature
 from headrace.core.storage import S3Spec
 
@@ -170,6 +171,8 @@ class ExaminationRequest(msgspec.Struct, frozen=True):
     options: EngineOptions | None = None
     signature: Signature | None = None
     parts: tuple[ServedPart, ...] = ()
+    golden: Golden | None = None
+    """Signature tests to run on it."""
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -186,3 +189,4 @@ class Examination(msgspec.Struct, frozen=True):
     signature: Signature | None = None
     options: EngineOptions | None = None
     fault: Fault | None = None
+    tests: tuple[GoldenResult, ...] = ()

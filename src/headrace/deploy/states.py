@@ -9,12 +9,13 @@ is skip its beginning: one that was `stopped` or `draining` is never simply `rea
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, TypeVar
+from typing import Final
 
 from headrace.core.resources import DeploymentState
 from headrace.core.specs import ReplicaState
+from headrace.core.states import IllegalTransition, step
 
-State = TypeVar("State", bound=str)
+__all__ = ["DEPLOYMENT", "ENDED", "REPLICA", "IllegalTransition", "step"]
 
 ENDED: Final = ("stopped", "crashed", "failed")
 """States of a replica whose process is no more."""
@@ -39,14 +40,3 @@ DEPLOYMENT: Final[Mapping[DeploymentState, tuple[DeploymentState, ...]]] = {
     "draining": ("draining", "requested", "stopped"),
     "stopped": ("stopped", "requested", "starting", "failed"),  # a last replica may fail on its way out
 }
-
-
-class IllegalTransition(ValueError):
-    """A step that the table does not have."""
-
-
-def step(table: Mapping[State, tuple[State, ...]], old: State, new: State) -> State:
-    """`new`, where the table lets `old` become it. Raises IllegalTransition."""
-    if new not in table[old]:
-        raise IllegalTransition(f"{old} does not become {new}, only {', '.join(table[old]) or 'nothing'}")
-    return new

@@ -15,6 +15,7 @@ import sys
 import msgspec
 
 from headrace.core.errors import Unprocessable
+from headrace.core.golden import GoldenResult
 from headrace.core.process import thread_limits
 from headrace.core.schema import Signature
 from headrace.core.specs import EngineOptions, Examination, ExaminationRequest, Fault
@@ -35,6 +36,7 @@ class _Answer(msgspec.Struct, frozen=True):
     signature: Signature | None = None
     options: EngineOptions | None = None
     error: Fault | None = None
+    tests: tuple[GoldenResult, ...] = ()
 
 
 class Examiner:
@@ -159,7 +161,7 @@ def _read(line: bytes) -> Examination:
         return Examination(fault=Fault("the model wrote over the examination's answer", "digest"))
     if answer.error is None and (answer.signature is None or answer.options is None):
         return Examination(fault=Fault("the examination ended without a signature", "digest"))
-    return Examination(answer.signature, answer.options, answer.error)
+    return Examination(answer.signature, answer.options, answer.error, answer.tests)
 
 
 async def _death(process: asyncio.subprocess.Process) -> str:

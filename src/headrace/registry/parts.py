@@ -56,6 +56,11 @@ def add(connection: Connection, key: Key, found: Iterable[Part]) -> None:
         connection.execute(insert(version_parts), rows)
 
 
+def forget(connection: Connection, key: Key) -> None:
+    """The pipeline is deleted."""
+    connection.execute(version_parts.delete().where(version_parts.c.model == key[0], version_parts.c.version == key[1]))
+
+
 def of(connection: Connection, keys: Iterable[Key]) -> dict[Key, tuple[Part, ...]]:
     """Pipeline -> its parts, by reference; those without any are left out."""
     column = tuple_(version_parts.c.model, version_parts.c.version)

@@ -33,6 +33,7 @@ from headrace.core.database import KEYS_MAX, metadata, now
 from headrace.core.resources import Engine, ModelUpdate
 from headrace.core.schema import Signature
 from headrace.core.specs import EngineOptions
+from headrace.registry import search
 
 models = Table(
     "models",
@@ -168,6 +169,7 @@ def ensure_model(connection: Connection, tenant: int, name: str) -> ModelRow:
         )
         found = find_model(connection, tenant, name)
         assert found is not None
+        search.put(connection, found.id, search.MODEL, search.words([name]))
         revisions.touch(connection, "model", found.id)
     return found
 
@@ -183,6 +185,8 @@ def update_model(connection: Connection, model: int, change: ModelUpdate) -> Non
         values["tags"] = _text(change.tags)
     if values:
         connection.execute(update(models).where(models.c.id == model).values(values))
+        row = find_models(connection, [model])[model]
+        search.put(connection, model, search.MODEL, search.words([row.name, row.description, row.tags]))
         revisions.touch(connection, "model", model)
 
 
@@ -243,15 +247,31 @@ def latest_versions(connection: Connection) -> dict[int, int]:
     return {row[0]: row[1] for row in rows}
 
 
+def next_version(connection: Connection, model: int) -> int:
+    """The number of the next version: one that none had, also none that was deleted."""
+    deleted = revisions.last(connection, f"version/{model}")
+    return max(latest_version(connection, model) or 0, deleted) + 1
+
+
+def delete_version(connection: Connection, model: int, version: int) -> None:
+    """Delete a version; its number stays taken."""
+    revisions.reach(connection, f"version/{model}", version)
+    connection.execute(versions.delete().where(versions.c.model == model, versions.c.version == version))
+    search.forget(connection, model, version)
+
+
 def list_versions(connection: Connection, model: int) -> list[VersionRow]:
     """A model's versions, oldest first."""
     query = select(versions).where(versions.c.model == model).order_by(versions.c.version)
     return [_version(row) for row in connection.execute(query)]
 
 
-def add_version(connection: Connection, row: VersionRow) -> None:
-    """Store a new version."""
+def add_version(connection: Connection, row: VersionRow, found_by: Iterable[object] = ()) -> None:
+    """Store a new version; it is found by its own words and by those of `found_by`."""
     values = {name: getattr(row, name) for name in VersionRow.__slots__}
     for name in ("signature", "options", "metrics", "tags"):
         values[name] = _text(values[name])
     connection.execute(insert(versions).values(values))
+    named = [spec.name for spec in (*row.signature.inputs, *row.signature.outputs)]
+    said: list[object] = [row.engine, row.file_name, row.description, row.tags, named, row.digest, *found_by]
+    search.put(connection, row.model, row.version, search.words(said))

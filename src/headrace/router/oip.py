@@ -84,8 +84,9 @@ def resolve(table: Table, name: str, version: str | None, tenant: int) -> tuple[
         raise NotFound(f"model {name!r} does not exist", field="model")
     if version is None:
         return model, None
+    number = next((str(alias.version) for alias in model.aliases if alias.name == version), version)
     for deployed in model.versions:
-        if version == str(deployed.version):
+        if number == str(deployed.version):
             return model, deployed.version
     raise NotFound(f"model {name!r} has no deployed version {version[:40]!r}", field="version")
 

@@ -158,6 +158,11 @@ class Table:
                     urls.setdefault(base + b"/infer", {}).setdefault(caller, target)
                     for version, one in fixed.items():
                         urls.setdefault(base + b"/versions/%d/infer" % version, {}).setdefault(caller, one)
+                    for alias in model.aliases:
+                        if (pointed := fixed.get(alias.version)) is not None:
+                            urls.setdefault(base + b"/versions/%b/infer" % alias.name.encode(), {}).setdefault(
+                                caller, pointed
+                            )
         self.routes.update(urls)
         if models:
             self._urls[name] = list(urls)

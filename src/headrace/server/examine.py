@@ -2,8 +2,9 @@
 
 ``python -m headrace.server.examine`` reads one request per line of standard input and answers each with a line:
 
-    {"engine", "path", "file_name", "options" | null, "signature" | null, "parts"}
-    -> {"signature", "options"}   what the model takes and gives, and the options it was loaded with
+    {"engine", "path", "file_name", "options" | null, "signature" | null, "parts", "golden" | null}
+    -> {"signature", "options", "tests"}   what the model takes and gives, the options it was loaded with, and how the
+                                           signature tests in `golden` went
     -> {"error": {"message", "field", "hint"}}
 
 A model that takes the process down gives no answer at all; whoever asked sees the end of the output.
@@ -18,11 +19,13 @@ from pathlib import Path
 import msgspec
 
 from headrace.core.errors import HeadraceError
+from headrace.core.golden import Golden, GoldenResult
 from headrace.core.schema import Signature
 from headrace.core.specs import EngineOptions, ServedPart
 from headrace.server.engines.artifact import reason
 from headrace.server.engines.load import load
 from headrace.server.engines.port import warm_inputs
+from headrace.server.golden import run_golden
 
 _EXAMPLE = 'give its inputs an example in pipeline.toml: example = ..., or example_file = "FILE" for BYTES'
 _SIZES = "if it needs larger inputs than the example's, give a signature that fixes the free dimensions"
@@ -41,6 +44,8 @@ class Examine(msgspec.Struct, frozen=True):
     """Checked against the model's; None to read it out of the model."""
     parts: tuple[ServedPart, ...] = ()
     """Of a pipeline, the versions that it runs."""
+    golden: Golden | None = None
+    """Signature tests."""
 
 
 class Examined(msgspec.Struct, frozen=True):
@@ -48,6 +53,7 @@ class Examined(msgspec.Struct, frozen=True):
 
     signature: Signature
     options: EngineOptions
+    tests: tuple[GoldenResult, ...] = ()
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -75,7 +81,8 @@ def examine(request: Examine) -> Examined | Refused:
     engine = loaded.engine
     try:
         engine.run(warm_inputs(engine))
-        return Examined(engine.signature, loaded.options)
+        tests = run_golden(engine, loaded.options, request.golden, path) if request.golden is not None else ()
+        return Examined(engine.signature, loaded.options, tests)
     except (Exception, SystemExit) as error:  # whatever the model raises
         text = error.message if isinstance(error, HeadraceError) else reason(error, path)
         name = request.file_name or "the model"

@@ -1,12 +1,24 @@
 """The control plane's REST API: thin handlers over the use cases of `platform`, a module per kind of resource."""
 
-from headrace.controlplane.routes import accounts, artifacts, deployments, quarantine, registry, traffic, whole
+from headrace.controlplane.routes import (
+    accounts,
+    artifacts,
+    audit,
+    deployments,
+    quarantine,
+    registry,
+    traffic,
+    versions,
+    whole,
+)
 
 HANDLERS = [
     *whole.HANDLERS,
+    *audit.HANDLERS,
     *accounts.HANDLERS,
     *artifacts.HANDLERS,
     *registry.HANDLERS,
+    *versions.HANDLERS,
     *deployments.HANDLERS,
     *traffic.HANDLERS,
     *quarantine.HANDLERS,

@@ -29,6 +29,11 @@ from headrace.core import resources as r
 from headrace.core.errors import Conflict, InvalidInput, NotFound
 from headrace.core.names import check_name
 
+OVERLAP_MAX_S = 30 * 86_400.0
+"""Seconds for which a rotated key may stay good."""
+OWN_OVERLAP_MIN_S = 60.0
+"""The least for the key that asks: time to put the new one into its place."""
+
 
 @get("/api/v1/tenants", summary="List tenants")
 async def list_tenants(
@@ -58,8 +63,9 @@ async def create_tenant(
     def work(c: Connection) -> Record:
         if accounts.find_tenant(c, data.name) is not None:
             raise Conflict(f"tenant {data.name!r} exists", field="name")
-        accounts.create_tenant(c, data.name, data.quota)
-        return Record("tenant.create", data.name, data.name, None, {"name": data.name})
+        accounts.create_tenant(c, data.name, data.quota, data.approval)
+        after = {"name": data.name, "approval": data.approval}
+        return Record("tenant.create", data.name, data.name, None, after)
 
     return await platform.mutate(asked, work, lambda c, _: accounts.named_tenant(c, data.name).resource(), r.Tenant)
 
@@ -86,6 +92,8 @@ async def update_tenant(
     """Admin."""
     asked = await context(request, None, data.reason)
     asked.principal.need("admin")
+    given = {f: getattr(data, f) for f in r.Quota.__struct_fields__ if getattr(data, f) is not None}
+    check_quota(r.Quota(**given))  # before If-Match: what is wrong stays so
 
     def work(c: Connection) -> Record:
         row = accounts.named_tenant(c, name)
@@ -98,14 +106,21 @@ async def update_tenant(
             before.quota.burst if data.burst is None else data.burst,
             before.quota.max_in_flight if data.max_in_flight is None else data.max_in_flight,
         )
-        check_quota(quota)
         values = {"rate_per_s": quota.rate_per_s, "burst": quota.burst, "max_in_flight": quota.max_in_flight}
-        after: dict[str, object] = {**values, "state": data.state or before.state}
+        after: dict[str, object] = {
+            **values,
+            "state": data.state or before.state,
+            "approval": data.approval or before.approval,
+        }
         accounts.update_tenant(c, row.index, after)
         old = before.quota
         shown = {"rate_per_s": old.rate_per_s, "burst": old.burst, "max_in_flight": old.max_in_flight}
-        undo = f"headrace tenants update {name} --rate {old.rate_per_s:g} --burst {old.burst:g}"
-        return Record("tenant.update", name, name, {**shown, "state": before.state}, after, undo)
+        undo = (
+            f"headrace tenants update {name} --rate {old.rate_per_s:g} --burst {old.burst:g} "
+            f"--approval {before.approval}"
+        )
+        was = {**shown, "state": before.state, "approval": before.approval}
+        return Record("tenant.update", name, name, was, after, undo)
 
     return await platform.mutate(asked, work, lambda c, _: accounts.named_tenant(c, name).resource(), r.Tenant)
 
@@ -120,7 +135,7 @@ async def list_keys(
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> r.Page[r.Key]:
-    """Admin; never their secrets. Oldest first; `state` is `active` or `revoked`."""
+    """Admin; never their secrets. Oldest first; `state` is `active`, `rotating` or `revoked`."""
     asked = await context(request, tenant)
     asked.principal.need("admin")
 
@@ -148,11 +163,13 @@ async def create_key(
     asked.principal.need("admin")
     if len(data.label) > 200:
         raise InvalidInput("label: longer than 200 characters", field="label")
+    if len(data.account) > 100:
+        raise InvalidInput("account: longer than 100 characters", field="account")
     made: list[tuple[KeyRow, str]] = []
 
     def work(c: Connection) -> Record:
         tenant = Platform.tenant(c, asked)
-        made.append(accounts.create_key(c, tenant.index, data.role, data.label))
+        made.append(accounts.create_key(c, tenant.index, data.role, data.label, data.account))
         row = made[-1][0]
         after = {"id": row.id, "role": row.role}
         return Record("key.create", tenant.name, row.id, None, after, f"headrace keys revoke {row.id}")
@@ -196,4 +213,47 @@ async def revoke_key(request: Http[Any, Any, Any], platform: Api, id_: FromPath[
     return await platform.mutate(asked, work, lambda c, _: one_key(c, id_), r.Key)
 
 
-HANDLERS = [list_tenants, create_tenant, show_tenant, update_tenant, list_keys, create_key, show_key, revoke_key]
+@post("/api/v1/keys/{id_:str}/rotate", summary="Rotate an API key")
+async def rotate_key(
+    request: Http[Any, Any, Any], platform: Api, id_: FromPath[str], data: JSONBody[r.KeyRotate]
+) -> r.Outcome[r.KeyCreated]:
+    """Admin. Another key of the same holder, tenant and role, good at once; the old one stays so for `overlap_s` and
+    shows as `rotating`. As with a new key, the reply is the only place where its text is shown."""
+    asked = await context(request, None, data.reason)
+    asked.principal.need("admin")
+    if not 0 <= data.overlap_s <= OVERLAP_MAX_S:
+        text = f"overlap_s: {data.overlap_s:g}, expected 0 to {OVERLAP_MAX_S:g} seconds"
+        raise InvalidInput(text, field="overlap_s")
+    made: list[tuple[KeyRow, str]] = []
+
+    def work(c: Connection) -> Record:
+        if id_ == asked.principal.key and data.overlap_s < OWN_OVERLAP_MIN_S:
+            hint = f"give it {OWN_OVERLAP_MIN_S:g} seconds or more"
+            raise Conflict("a key cannot end itself at once", field="overlap_s", hint=hint)
+        old = one_key(c, id_)
+        if old.state != "active":
+            hint = "headrace keys create" if old.state == "revoked" else f"it ends at {old.expires_at}"
+            raise Conflict(f"key {id_} is {old.state}", field="id", hint=hint)
+        made.append(accounts.rotate_key(c, accounts.find_keys(c, [id_])[id_], data.overlap_s))
+        left = one_key(c, id_)
+        before, after = {"key": id_, "state": old.state}, {"key": id_, "state": left.state, "until": left.expires_at}
+        return Record("key.rotate", old.tenant, made[-1][0].id, before, after)
+
+    def show(c: Connection, record: Record) -> r.KeyCreated:
+        row, text = made[-1]
+        return r.KeyCreated(row.resource(record.tenant), text)
+
+    return await platform.mutate(asked, work, show, r.KeyCreated, secret=True)
+
+
+HANDLERS = [
+    list_tenants,
+    create_tenant,
+    show_tenant,
+    update_tenant,
+    list_keys,
+    create_key,
+    show_key,
+    rotate_key,
+    revoke_key,
+]

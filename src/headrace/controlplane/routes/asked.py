@@ -118,7 +118,7 @@ def read_model(cursor: str) -> tuple[str, str]:
 def read_deployment(cursor: str) -> tuple[str, str, int]:
     """The place of ``tenant/model@version``. Raises InvalidInput, ValueError."""
     found = parse_reference(cursor)
-    if found.tenant is None or found.version is None:
+    if found.tenant is None or not isinstance(found.version, int):
         raise ValueError(cursor)
     return found.tenant, found.model, found.version
 

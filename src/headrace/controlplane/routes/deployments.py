@@ -24,11 +24,11 @@ from headrace.controlplane.routes.asked import (
 )
 from headrace.core import resources as r
 from headrace.core.errors import InvalidInput
-from headrace.core.names import parse_reference
+from headrace.core.names import VersionName, parse_reference
 
 
-def split_reference(text: str) -> tuple[str, int]:
-    """``churn@4``. Raises InvalidInput."""
+def split_reference(text: str) -> tuple[str, VersionName]:
+    """``churn@4`` or ``churn@champion``. Raises InvalidInput."""
     reference = parse_reference(text)
     if reference.version is None:
         raise InvalidInput(f"{text!r} names no version", field="version", hint=f"for example {text}@1")

@@ -9,13 +9,14 @@ from litestar import Response, delete, get, patch, post, put
 from litestar.params import FromPath, FromQuery, JSONBody
 from sqlalchemy import Connection
 
-from headrace.controlplane import accounts, composing, registering, views
+from headrace.controlplane import accounts, registering, views
 from headrace.controlplane.changes import Record
 from headrace.controlplane.platform import Platform, Request, check_range
 from headrace.controlplane.routes.asked import (
     Api,
     Cursor,
     Limit,
+    State,
     Tenant,
     context,
     has_tag,
@@ -40,11 +41,10 @@ async def list_models(
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> r.Page[r.Model]:
-    """By tenant and name; `q` finds in name and description, `tag` is `name` or `name=value`."""
+    """By tenant and name. `q`: terms that must all be found in what is said of the model and its versions (names,
+    descriptions, tags, engine, inputs and outputs, lineage); `tag` is `name` or `name=value`."""
     asked = await context(request, tenant)
-    found = await platform.store.run(lambda c: views.models(c, reach(c, asked)))
-    if q is not None:
-        found = [m for m in found if q.lower() in m.name.lower() or q.lower() in m.description.lower()]
+    found = await platform.store.run(lambda c: views.models(c, reach(c, asked), q))
     found = [m for m in found if has_tag(m.tags, tag)]
     return page(found, limit, cursor, lambda m: (m.tenant, m.name), lambda m: f"{m.tenant}/{m.name}", read_model)
 
@@ -96,32 +96,34 @@ async def list_versions(
     platform: Api,
     model: FromPath[str],
     engine: FromQuery[str | None] = None,
+    in_state: State = None,
     tag: FromQuery[str | None] = None,
     tenant: Tenant = None,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> r.Page[r.Version]:
-    """Oldest first; `tag` is `name` or `name=value`."""
+    """Oldest first; `state` is `registered`, `validated`, `approved` or `retired`, `tag` is `name` or `name=value`."""
     asked = await context(request, tenant)
 
     def read(c: Connection) -> list[r.Version]:
         owner, row = platform.model(c, asked, model)
-        return composing.versions(c, owner, row)
+        return views.versions(c, owner, row, registry.list_versions(c, row.id))
 
-    found = [v for v in await platform.store.run(read) if engine in (None, v.engine) and has_tag(v.tags, tag)]
+    found = [v for v in await platform.store.run(read) if engine in (None, v.engine) and in_state in (None, v.state)]
+    found = [v for v in found if has_tag(v.tags, tag)]
     return page(found, limit, cursor, lambda v: v.version, lambda v: str(v.version), read_number)
 
 
-@get("/api/v1/models/{model:str}/versions/{number:int}", summary="Show a version")
+@get("/api/v1/models/{model:str}/versions/{number:str}", summary="Show a version")
 async def show_version(
-    request: Http[Any, Any, Any], platform: Api, model: FromPath[str], number: FromPath[int], tenant: Tenant = None
+    request: Http[Any, Any, Any], platform: Api, model: FromPath[str], number: FromPath[str], tenant: Tenant = None
 ) -> Response[r.Version]:
-    """Everything that it is; it never changes."""
+    """By number or alias. Everything that it is, which never changes, and what was decided of it."""
     asked = await context(request, tenant)
 
     def read(c: Connection) -> r.Version:
         owner, row = platform.model(c, asked, model)
-        return composing.version(c, owner, row, platform.version(c, row, number))
+        return views.versions(c, owner, row, [platform.version(c, row, number)])[0]
 
     return tagged(await platform.store.run(read))
 
