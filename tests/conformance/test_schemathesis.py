@@ -1,14 +1,13 @@
 """Schemathesis against both APIs of a real platform: examples, edge cases and generated requests, good and bad. Every
 answer must be one that the document tells, wrong requests must be refused, and none may be our fault.
 
-The seed is in the output of a failure; HEADRACE_SCHEMATHESIS_SEED repeats it.
+Every run asks the same; another HEADRACE_SCHEMATHESIS_SEED asks something else.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from headrace.client.serve import Platform
 from tests import models
 from tests.conformance.clients import fetched
 
-SEED = os.environ.get("HEADRACE_SCHEMATHESIS_SEED") or str(random.randrange(1 << 32))
+SEED = os.environ.get("HEADRACE_SCHEMATHESIS_SEED", "20261124")
 LIMIT_S = 280
 """Either run takes ten seconds on an idle machine."""
 pytestmark = pytest.mark.timeout(LIMIT_S + 60)
@@ -81,7 +80,9 @@ def run(config: str, document: str, base: str, platform: Platform, folder: Path,
 
 def test_the_control_plane_is_as_its_document_says(served: Platform, tmp_path: Path) -> None:
     base = served.client.access.control_url
-    run(CONTROL, f"{base}/openapi.json", base, served, tmp_path, "--max-examples", "6")
+    # A deployment is there until it has drained, a key for ever, as revoked.
+    here = ["--max-examples", "6", "--exclude-checks", "use_after_free"]
+    run(CONTROL, f"{base}/openapi.json", base, served, tmp_path, *here)
     assert served.client.status().models
 
 

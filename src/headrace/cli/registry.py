@@ -30,10 +30,11 @@ def push(
     metric: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER, repeatable.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="NAME=TEXT, repeatable.")] = None,
     description: Annotated[str, typer.Option(help="For people.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Send the file though the platform has it.")] = False,
     tenant: Tenant = None,
     json: Json = False,
 ) -> None:
-    """Register a new version of a model."""
+    """Register a new version of a model. An upload that was cut off goes on where it stopped."""
     chosen: Any = engine
     missing: Any = nan
     with headrace.Client() as client:
@@ -50,6 +51,7 @@ def push(
                 tags=pairs(tag, "--tag"),
                 description=description,
                 progress=progress,
+                force=force,
             )
         if json:
             return output.json(outcome)

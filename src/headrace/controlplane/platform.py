@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 
 from headrace.controlplane import accounts, changes
 from headrace.controlplane.accounts import TenantRow
+from headrace.controlplane.artifacts import Artifacts
 from headrace.controlplane.changes import Record
 from headrace.controlplane.ports import Fleet, Routing, Telemetry
 from headrace.controlplane.store import Store
@@ -38,7 +39,6 @@ from headrace.core.resources import (
 from headrace.core.snapshot import SLOTS
 from headrace.deploy.reconcile import Standing, Target
 from headrace.registry import store as registry
-from headrace.registry.artifacts import Artifacts
 from headrace.registry.examiner import Examiner
 from headrace.registry.store import ModelRow, VersionRow
 
@@ -79,7 +79,7 @@ class Request:
 
     def match(self, current: str) -> None:
         """Raises PreconditionFailed unless If-Match, where it was sent, names the tag `current`."""
-        tags = [one.strip().strip('"') for one in (self.if_match or "*").split(",")]
+        tags = [one.strip().strip('"') for one in ("*" if self.if_match is None else self.if_match).split(",")]
         if "*" not in tags and current not in tags:
             raise PreconditionFailed(
                 f'If-Match: it is at "{current}" now, not at {self.if_match}',

@@ -12,7 +12,7 @@ from headrace.core.errors import Forbidden, NotFound, Unprocessable
 from headrace.core.names import check_name
 from headrace.core.resources import Engine, Outcome, Version, VersionCreate
 from headrace.core.specs import Examination, ExaminationRequest
-from headrace.registry import registration
+from headrace.registry import inventory, registration
 from headrace.registry import store as registry
 from headrace.registry.store import VersionRow
 
@@ -24,13 +24,14 @@ async def register(platform: Platform, request: Request, name: str, body: Versio
     engine = registration.check(body)
     if body.options is not None and body.options.trust:
         _need_trust(request)
-    size = platform.artifacts.size(body.digest)
-    if size is None:
-        raise NotFound(
-            f"digest: no artifact {body.digest[:12]}...",
-            field="digest",
-            hint="PUT /api/v1/artifacts/{digest} first",
-        )
+    async with platform.artifacts.using(body.digest) as size:
+        return await _examined(platform, request, name, engine, size, body)
+
+
+async def _examined(
+    platform: Platform, request: Request, name: str, engine: Engine, size: int, body: VersionCreate
+) -> Outcome[Version]:
+    """Look into the artifact, unless what it is to become is there already, and write the version."""
 
     def look(c: Connection) -> tuple[bool, int | None]:
         actor, key = request.principal.key, request.idempotency_key
@@ -40,9 +41,9 @@ async def register(platform: Platform, request: Request, name: str, body: Versio
     again, known = await platform.store.run(look)
     found = Examination()
     if not again and known is None:
-        found = await platform.examiner.examine(
-            ExaminationRequest(engine, str(platform.artifacts.path(body.digest)), body.options, body.signature)
-        )
+        async with platform.artifacts.local(body.digest, size) as path:
+            asked = ExaminationRequest(engine, str(path), body.options, body.signature)
+            found = await platform.examiner.examine(asked)
         if found.fault is not None:
             raise Unprocessable(found.fault.message, field=found.fault.field, hint=found.fault.hint)
 
@@ -83,6 +84,8 @@ def _add_version(
     found: Examination,
 ) -> Record:
     assert found.signature is not None and found.options is not None
+    if not inventory.is_kept(c, body.digest):  # by another control plane, while it was examined
+        raise NotFound(f"digest: artifact {body.digest[:12]}... was just removed", field="digest")
     tenant = platform.tenant(c, request)
     model = registry.ensure_model(c, tenant.index, name)
     number = (registry.latest_version(c, model.id) or 0) + 1

@@ -19,12 +19,20 @@ from headrace.controlplane import accounts, changes
 from headrace.core.database import connect, metadata, transaction
 from headrace.core.errors import Unavailable
 from headrace.deploy import store as deploy_store
+from headrace.registry import inventory
 from headrace.registry import store as registry_store
 from headrace.traffic import store as traffic_store
 
 T = TypeVar("T")
 log = logging.getLogger("headrace.controlplane.store")
-TABLES = (accounts.tenants, changes.changes, deploy_store.deployments, registry_store.models, traffic_store.policies)
+TABLES = (
+    accounts.tenants,
+    changes.changes,
+    deploy_store.deployments,
+    inventory.artifacts,
+    registry_store.models,
+    traffic_store.policies,
+)
 """One table of each part."""
 
 

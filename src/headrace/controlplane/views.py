@@ -160,6 +160,8 @@ def deployment(
     """A deployment."""
     target = (f"{tenant}/{name}", desired.version)
     standing = standings.get(target, Standing("requested", 0, ""))
+    if standing.state == "failed" and standing.revision != desired.revision:
+        standing = Standing("requested", standing.ready, "changed since it failed")
     return resources.Deployment(
         name,
         tenant,

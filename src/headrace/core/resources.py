@@ -201,6 +201,61 @@ class Artifact(msgspec.Struct):
     size_bytes: int
 
 
+class ArtifactUse(msgspec.Struct):
+    """A stored artifact and what it is for."""
+
+    digest: str
+    size_bytes: int
+    stored_at: str
+    versions: list[str]
+    """``tenant/model@version``; an artifact of none is removed in time."""
+
+
+class UploadCreate(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /api/v1/uploads"""
+
+    digest: str
+    """SHA-256 of the whole artifact, hex."""
+    size_bytes: int
+
+
+class Upload(msgspec.Struct):
+    """An artifact on its way in."""
+
+    id: str
+    digest: str
+    size_bytes: int
+    offset: int
+    """Bytes that have come and are kept: go on here."""
+    part_max_bytes: int
+    expires_at: str
+    """When it is given up, should nothing more come."""
+
+
+class CollectionCreate(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /api/v1/artifacts/gc"""
+
+    dry_run: bool = False
+    """Only say what would be removed."""
+    grace_s: float | None = None
+    """Remove what nobody has put or asked for for so long; left out: the setting's."""
+
+
+class Collection(msgspec.Struct):
+    """What was removed, or would be."""
+
+    dry_run: bool
+    removed: list[Artifact]
+    bytes_removed: int
+    kept: int
+    """Artifacts that stay."""
+    missing: list[str]
+    """Digests that versions need and the store does not have."""
+    uploads_expired: int
+    parts_swept: int
+    """Multi-part uploads of killed processes that were aborted in the storage."""
+
+
 # ------------------------------------------------------------------------------------------------ deployments
 class Replica(msgspec.Struct):
     """A replica as the deployment shows it."""

@@ -29,7 +29,8 @@ from headrace.core.peer import ControlPeer
 from headrace.core.process import Events, watch_stop
 from headrace.core.report import Hello, ReplicaReport
 from headrace.core.specs import ReplicaEvent, ReplicaSpec, ServedVersion
-from headrace.server.engines.load import load, verify
+from headrace.core.verified import verify
+from headrace.server.engines.load import load
 from headrace.server.engines.port import Engine, example
 from headrace.server.link import RouterLink
 from headrace.server.slot import Slot

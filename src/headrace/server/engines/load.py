@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -116,18 +115,3 @@ def _torch() -> Adapter:
             hint="install it where the platform runs: pip install 'headrace[torch]'; or export the model to ONNX",
         ) from None
     return TorchEngine
-
-
-def verify(path: Path, digest: str) -> None:
-    """Check that the file is what was registered. Raises Unprocessable when it is missing or damaged."""
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise Unprocessable(f"the artifact cannot be read: {error.strerror}", field="digest") from None
-    if found != digest:
-        raise Unprocessable(
-            f"the artifact is damaged: its SHA-256 is {found[:12]}, the version's is {digest[:12]}",
-            field="digest",
-            hint="push the model file again",
-        )
