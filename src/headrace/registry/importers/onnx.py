@@ -90,11 +90,13 @@ def check_locations(model: Path) -> None:
     _message(_mapped(model), "model", model, 0)
 
 
-def ports(model: Path) -> tuple[list[str], list[str]]:
-    """Names of the model's inputs and outputs, in order; inputs that are weights are left out. Raises Unprocessable."""
+def ports(path: Path) -> tuple[list[str], list[str]]:
+    """Names of the model's inputs and outputs, in order; inputs that are weights are left out. None of ORT's format,
+    which tells nothing here. Raises Unprocessable."""
+    model = _model_file(path)
     found: dict[int, list[str]] = {_INPUT: [], _OUTPUT: [], _INITIALIZER: []}
     data = _mapped(model)
-    if bytes(data[4:8]) == _ORT:  # a format of its own, which tells nothing here
+    if bytes(data[4:8]) == _ORT:
         return [], []
     for graph in _fields(data, model):
         for item in _fields(graph.value, model) if graph.number == _GRAPH else ():

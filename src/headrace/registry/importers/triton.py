@@ -63,19 +63,19 @@ class _Config:
 
 def is_repository(folder: Path) -> bool:
     """Whether the folder holds models with numbered versions."""
-    return any(_is_model(child) for child in folder.iterdir() if child.is_dir())
+    return any(map(is_model, folder.iterdir()))
 
 
 def is_model(folder: Path) -> bool:
     """Whether the folder is one model of a repository."""
-    return _is_model(folder)
+    return folder.is_dir() and bool((folder / CONFIG).is_file() or _numbers(folder))
 
 
 def read(folder: Path, asked: Asked) -> Found:
     """All versions of all models of a repository, or of the one model that the folder is."""
     candidates: list[Candidate] = []
     refusals: list[Refusal] = []
-    models = [folder] if _is_model(folder) else sorted(child for child in folder.iterdir() if _is_model(child))
+    models = [folder] if is_model(folder) else sorted(filter(is_model, folder.iterdir()))
     if not models:
         raise Unprocessable(
             f"{folder.name}: no model: expected <model>/<version number>/<file>", field="source", hint="is it empty?"
@@ -87,10 +87,6 @@ def read(folder: Path, asked: Asked) -> Found:
         except CallerError as error:
             refusals.append(Refusal(name, error))
     return Found("triton", tuple(candidates), tuple(refusals))
-
-
-def _is_model(folder: Path) -> bool:
-    return folder.is_dir() and bool((folder / CONFIG).is_file() or _numbers(folder))
 
 
 def _numbers(folder: Path) -> list[int]:
@@ -158,11 +154,8 @@ def _ordered(path: Path, given: Signature | None, where: str) -> tuple[Signature
     """The configuration's tensors in the model's own order, and which outputs are wanted. Raises Unprocessable."""
     if given is None:
         return None, ()
-    model = path / "model.onnx" if path.is_dir() else path
-    if not model.is_file():  # a folder with a file of another name: the engine says what fits
-        return given, ()
-    own_inputs, own_outputs = onnx.ports(model)
-    if not own_inputs and not own_outputs:  # ORT's own format
+    own_inputs, own_outputs = onnx.ports(path)
+    if not own_outputs:  # ORT's own format: the engine says what fits
         return given, ()
     for part, specs, own in (("input", given.inputs, own_inputs), ("output", given.outputs, own_outputs)):
         wrong = [spec.name for spec in specs if spec.name not in own]
