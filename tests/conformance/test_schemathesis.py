@@ -41,9 +41,11 @@ include-name = [
     "PUT /api/v1/artifacts/{digest}",
     "PUT /api/v1/models/{model}/traffic",
     "POST /api/v1/models/{model}/versions",
+    "POST /api/v1/uploads",
+    "PUT /api/v1/uploads/{id_}",
     "POST /api/v1/models/{model}/versions/{number}/validate",
 ]
-checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 401, 403, 404, 409, 412, 422]
+checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 401, 403, 404, 409, 412, 413, 422]
 """
 DATA = """
 [parameters]
