@@ -19,7 +19,7 @@ models = typer.Typer(help="The model registry.", no_args_is_help=True)
 @output.guarded
 def push(
     model: Model,
-    path: Annotated[Path, typer.Argument(help="Model file, or a folder with model.py.")],
+    path: Annotated[Path, typer.Argument(help="Model file, pipeline.toml, or a folder with it or with model.py.")],
     engine: Annotated[
         str | None, typer.Option(help="Guessed from the file's name.", callback=one_of(*get_args(Engine)))
     ] = None,
@@ -36,10 +36,11 @@ def push(
     feature: Annotated[list[str] | None, typer.Option(help="Required feature, NAME@VERSION, repeatable.")] = None,
     metadata: Annotated[list[str] | None, typer.Option(help="NAME=TEXT of its lineage, repeatable.")] = None,
     golden: Annotated[Path | None, typer.Option(help="JSON file of signature tests.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Send the file though the platform has it.")] = False,
     tenant: Tenant = None,
     json: Json = False,
 ) -> None:
-    """Register a new version of a model."""
+    """Register a new version of a model. An upload that was cut off goes on where it stopped."""
     chosen: Any = engine
     missing: Any = nan
     with headrace.Client() as client:
@@ -58,6 +59,7 @@ def push(
                 lineage=Lineage(training_set, code, parent, feature or [], pairs(metadata, "--metadata")),
                 golden=golden,
                 progress=progress,
+                force=force,
             )
         if json:
             return output.json(outcome)
@@ -67,6 +69,8 @@ def push(
         for kind, specs in (("takes", made.signature.inputs), ("gives", made.signature.outputs)):
             for spec in specs:
                 output.console.print(f"  {kind} {spec.name} {spec.datatype} {list(spec.shape)}")
+        if made.parts:
+            output.console.print(f"  runs {', '.join(made.parts)}")
         versions.tell_tests(made.tests)
         if made.state == "registered":
             output.console.print(f"{name} may not take traffic until they pass", style="yellow")
@@ -127,6 +131,10 @@ def show(model: Model, tenant: Tenant = None, json: Json = False) -> None:
     for v in listed:
         if lines := versions.lineage_lines(v.lineage):
             output.console.print(f"{v.version}: {'; '.join(lines)}", style="dim")
+    for v in listed:
+        for label, names in (("runs", v.parts), ("is run by", v.used_by)):
+            if names:
+                output.console.print(f"{v.model}@{v.version} {label} {', '.join(names)}")
 
 
 def _listed(values: Any) -> str:

@@ -110,6 +110,32 @@ def show_model(model: str) -> Call[r.Model]:
     return Call("GET", f"/api/v1/models/{ref.model}", r.Model, query=_query(tenant=ref.tenant))
 
 
+def list_artifacts(cursor: str | None = None) -> Call[r.Page[r.ArtifactUse]]:
+    """A page of artifacts, with the versions that need each."""
+    return Call("GET", "/api/v1/artifacts", r.Page[r.ArtifactUse], query=_query(cursor=cursor, limit=1000))
+
+
+def collect_artifacts(dry_run: bool = False, grace_s: float | None = None) -> Call[r.Outcome[r.Collection]]:
+    """Remove artifacts that no version needs, or say which they are."""
+    body = r.CollectionCreate(dry_run, grace_s)
+    return _mutation("POST", "/api/v1/artifacts/gc", r.Outcome[r.Collection], body)
+
+
+def begin_upload(digest: str, size: int) -> Call[r.Upload]:
+    """The upload of an artifact: the one in progress, or a new one. The same whenever it is asked."""
+    return _mutation("POST", "/api/v1/uploads", r.Upload, r.UploadCreate(digest, size))
+
+
+def list_uploads() -> Call[r.Page[r.Upload]]:
+    """Uploads in progress."""
+    return Call("GET", "/api/v1/uploads", r.Page[r.Upload])
+
+
+def cancel_upload(id_: str) -> Call[r.Upload]:
+    """Give an upload up."""
+    return Call("DELETE", f"/api/v1/uploads/{id_}", r.Upload)
+
+
 def list_versions(
     model: str, engine: str | None = None, state: str | None = None, tag: str | None = None
 ) -> Call[r.Page[r.Version]]:

@@ -11,7 +11,8 @@ import logging
 import os
 from collections.abc import Iterable
 
-from headrace.controlplane import accounts
+from headrace.controlplane import accounts, composing
+from headrace.controlplane.artifacts import Artifacts
 from headrace.controlplane.attention import Attention
 from headrace.controlplane.publisher import Publisher
 from headrace.controlplane.routing_state import ModelState
@@ -21,12 +22,13 @@ from headrace.core.specs import ReplicaSpec, ServedVersion
 from headrace.deploy.fleet import replica_id
 from headrace.deploy.local import LocalFleet
 from headrace.deploy.reconcile import STARTING, Memory, Plan, Standing, Target, Want, reconcile
-from headrace.registry.artifacts import Artifacts
 
 log = logging.getLogger("headrace.deploy")
 TICK_S = 1.0
 STARTS_MAX = 2 * (os.cpu_count() or 1)
 """Replicas that start at the same time: more would only slow each other, and those that serve, down."""
+PULLING_MAX = 8 * STARTS_MAX
+"""Replicas that wait for their artifact at the same time: no processes yet, so they hold up nobody who can start."""
 START_SEEN_S = 5.0
 """A replica that was asked for and has not shown by then was never started: it is asked for anew."""
 
@@ -133,7 +135,9 @@ class Manager:
             await self._fleet.forget(replica)
         by_name = {model.id: model for model in models}
         starting = sum(status.state in STARTING for status in self._fleet.statuses())
-        for target in plan.start[: max(STARTS_MAX - starting, 0)]:  # the rest at a next look: a model of it is restless
+        pulling = sum(status.state == "pulling" for status in self._fleet.statuses())
+        room = min(STARTS_MAX - starting, PULLING_MAX - pulling)
+        for target in plan.start[: max(room, 0)]:  # the rest at a next look: a model of it is restless
             spec = self._spec(by_name[target[0]], target)
             self._starting[spec.id] = now + START_SEEN_S
             await self._fleet.start(spec)
@@ -147,10 +151,12 @@ class Manager:
             target[0],
             row.version,
             row.engine,
-            str(self._artifacts.path(row.digest)),
+            str(self._artifacts.path(row.digest) or ""),
             row.digest,
             row.signature,
             row.options,
+            row.size_bytes,
+            composing.served(model.parts.get(row.version, ()), self._artifacts.path),
         )
         address = f"unix:{os.path.join(self._folder, id_[-17:])}"
         return ReplicaSpec(id_, address, (served,), desired.threads, self._control, self._drain_s)

@@ -18,6 +18,7 @@ import uvloop
 from headrace.controlplane import accounts, deploying
 from headrace.controlplane.accounts import bootstrap
 from headrace.controlplane.app import create_app
+from headrace.controlplane.artifacts import Artifacts, Near
 from headrace.controlplane.link import Hub
 from headrace.controlplane.loop import Manager
 from headrace.controlplane.metrics import Metrics
@@ -31,8 +32,12 @@ from headrace.core.resources import DeploymentCreate, Role
 from headrace.core.specs import ControlSpec, ProcessEvent
 from headrace.deploy import store as deploy_store
 from headrace.deploy.local import LocalFleet
-from headrace.registry.artifacts import Artifacts
+from headrace.deploy.pulls import Pulls
+from headrace.registry.cache import Cache
 from headrace.registry.examiner import Examiner
+from headrace.registry.folder import FolderStore
+from headrace.registry.s3 import S3Store
+from headrace.registry.uploads import Uploads
 
 log = logging.getLogger("headrace.controlplane")
 
@@ -77,7 +82,7 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     store = Store(open_store(f"sqlite:///{folder / 'headrace.db'}"))
     urls = {"url": spec.http_url, "grpc_url": spec.grpc_url, "control_url": f"http://{spec.host}:{spec.port}"}
     await store.run(lambda c: bootstrap(c, folder / "credentials.toml", urls))
-    artifacts = Artifacts(folder / "artifacts", spec.artifact_max_bytes)
+    artifacts = open_artifacts(spec, store)
     fleet = LocalFleet(spec.node)
     metrics = Metrics(lambda index: tenant_name(publisher, index), fleet.statuses, lambda: publisher.epoch)
     hub = Hub(metrics.take, lambda command: commands(command), lambda: manager.wake())
@@ -102,16 +107,29 @@ async def serve(spec: ControlSpec, events: Events) -> None:
         await fleet.open()  # nothing is published before it is known what runs
         await hub.listen(spec.control.removeprefix("unix:"))
         await manager.tick()
-        managing = loop.create_task(manager.run())
+        working = [loop.create_task(manager.run()), loop.create_task(artifacts.keep_tidy())]
         try:
             await serve_api(platform, spec, stop, events)
         finally:
-            managing.cancel()
+            for task in working:
+                task.cancel()
     finally:
         hub.close()
         await examiner.close()
+        await artifacts.close()
         await fleet.close()
         store.close()
+
+
+def open_artifacts(spec: ControlSpec, store: Store) -> Artifacts:
+    """The artifact store of the settings; uploads come to this machine's disk first in any case."""
+    folder = Path(spec.data)
+    uploads = Uploads(folder / "artifacts" / "incoming", spec.artifact_max_bytes)
+    if spec.artifacts is None:
+        return Artifacts(store, FolderStore(folder / "artifacts"), uploads, spec.artifact_grace_s, None)
+    cache = folder / "cache"
+    near = Near(Pulls(spec.artifacts, cache, spec.cache_max_bytes, folder / "logs"), Cache(cache, spec.cache_max_bytes))
+    return Artifacts(store, S3Store(spec.artifacts), uploads, spec.artifact_grace_s, near)
 
 
 async def serve_api(platform: Platform, spec: ControlSpec, stop: asyncio.Event, events: Events) -> None:

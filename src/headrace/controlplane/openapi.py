@@ -79,6 +79,8 @@ LIMITS: dict[str, dict[str, dict[str, Any]]] = {
         "traffic_percent": {"maximum": 100, "anyOf": [{"const": 0}, {"minimum": SHARE_MIN}]},
     },
     "DeploymentUpdate": {"replicas": {"minimum": 0, "maximum": REPLICAS_MAX}},
+    "UploadCreate": {"digest": DIGEST, "size_bytes": {"minimum": 1}},
+    "CollectionCreate": {"grace_s": {"minimum": 0, "maximum": 1e9}},
     "OverrideUpdate": {"version": VERSION_OR_ALIAS},
     "AliasUpdate": {"version": VERSION_OR_ALIAS},
     "TrafficUpdate": {
@@ -92,8 +94,11 @@ LIMITS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 """What the use cases check of a field beyond its type."""
+BYTES = ("/api/v1/artifacts/{", "/api/v1/uploads")
+"""Paths of artifacts on their way in: what is sent twice is the same by its digest, or its place."""
 PARAMETERS: dict[str, dict[str, Any]] = {
     "digest": DIGEST,
+    "content-range": {"pattern": "^bytes [0-9]{1,15}-[0-9]{1,15}/[0-9]{1,15}$", "examples": ["bytes 0-1023/4096"]},
     "model": {"examples": ["churn"]},
     "name": {"examples": ["default"]},
     "to": {"examples": ["risk"]},
@@ -110,6 +115,7 @@ CURSORS = {
     "changes": "^[0-9]{1,18}$",
     "history": "^[0-9]{1,18}$",
     "versions": "^[0-9]{1,18}$",
+    "artifacts": DIGEST["pattern"],
     "tenants": f"^{NAME.pattern}$",
     "keys": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z,hr_[0-9a-f]{12}$",
     "models": f"^{NAME.pattern}/{NAME.pattern}$",
@@ -166,7 +172,7 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
     if mutation:
         statuses["409"] = "The resource's state does not allow it, or the Idempotency-Key came with another request."
         statuses["413"] = "The body is too large."
-        if "artifacts" not in path:
+        if not path.startswith(BYTES):
             operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
     if method == "patch" or (path.endswith("/traffic") and method == "put"):
         operation["parameters"].append(IF_MATCH)
@@ -176,7 +182,11 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
         operation["responses"]["200"].setdefault("headers", {})["ETag"] = tag
     if path.endswith(("/versions", "/validate")) and method == "post":
         statuses["422"] = "The artifact does not load, crashes, or is a pickle that nobody trusted."
-    if "artifacts" in path and method == "put":
+    if path.startswith("/api/v1/uploads") and method == "post":
+        statuses["429"] = "The tenant has too many uploads in progress."
+    if path.startswith(BYTES) and method != "get":
+        statuses["503"] = "The artifact store or this machine's disk does not take it now."
+    if path.startswith(BYTES) and method == "put":
         content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
         operation["requestBody"] = {"required": True, "content": content}
     responses = operation["responses"]

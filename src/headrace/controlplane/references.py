@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from headrace.controlplane import accounts
 from headrace.deploy import store as deploy_store
-from headrace.registry import lifecycle, lineage
+from headrace.registry import lifecycle, lineage, parts
 from headrace.registry import store as registry
 from headrace.registry.store import ModelRow
 from headrace.traffic import store as traffic
@@ -48,6 +48,9 @@ def all_of(c: Connection, model: ModelRow, version: int) -> list[Use]:
         found.append(Use("is in the traffic policy in force", hint))
     if back is not None and version in weights_of(back.split):
         found.append(Use("is what a rollback would put back", f"{hint}, once more after the next version"))
+    for user_model, user in parts.users(c, model.id).get(version, []):
+        name = registry.find_models(c, [user_model])[user_model].name
+        found.append(Use(f"is run by the pipeline {name}@{user}", f"headrace models delete {name}@{user}"))
     for child_model, child in lineage.children(c, model.id, version):
         name = registry.find_models(c, [child_model])[child_model].name
         found.append(Use(f"is the parent of {name}@{child}", f"headrace models delete {name}@{child}"))

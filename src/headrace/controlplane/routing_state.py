@@ -20,7 +20,9 @@ from headrace.core.revisions import Kind
 from headrace.deploy import store as deploy_store
 from headrace.deploy.store import Desired
 from headrace.registry import lifecycle
+from headrace.registry import parts as parts_store
 from headrace.registry import store as registry_store
+from headrace.registry.parts import Part
 from headrace.registry.store import ModelRow, VersionRow
 from headrace.traffic import store as traffic_store
 from headrace.traffic.store import NONE, Policy
@@ -46,6 +48,8 @@ class ModelState:
     """By version."""
     versions: dict[int, VersionRow]
     """Of the deployments."""
+    parts: dict[int, tuple[Part, ...]] = field(default_factory=dict)
+    """Version that is a pipeline -> what it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,7 @@ def _models(
     known = {(id_, n): row for id_ in ids if id_ in before.models for n, row in before.models[id_].versions.items()}
     wanted = [(one.model, one.version) for many in deployments.values() for one in many]
     known |= registry_store.find_versions(connection, [key for key in wanted if key not in known])
+    parts = parts_store.of(connection, [key for key in wanted if known[key].engine == "pipeline"])
     found = {}
     for id_, row in rows.items():
         policy, back = policies.get(id_, (NONE, None))
@@ -125,6 +130,7 @@ def _models(
             aliases.get(id_, {}),
             here,
             {one.version: known[id_, one.version] for one in here},
+            {one.version: parts[id_, one.version] for one in here if (id_, one.version) in parts},
         )
     return found
 

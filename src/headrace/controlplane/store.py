@@ -19,7 +19,8 @@ from headrace.controlplane import accounts, changes
 from headrace.core.database import connect, metadata, transaction
 from headrace.core.errors import Unavailable
 from headrace.deploy import store as deploy_store
-from headrace.registry import lifecycle, lineage, search
+from headrace.registry import inventory, lifecycle, lineage, search
+from headrace.registry import parts as registry_parts
 from headrace.registry import store as registry_store
 from headrace.traffic import store as traffic_store
 
@@ -29,13 +30,15 @@ TABLES = (
     accounts.tenants,
     changes.changes,
     deploy_store.deployments,
+    inventory.artifacts,
+    registry_parts.version_parts,
     registry_store.models,
     lifecycle.lifecycles,
     lineage.lineages,
     search.search_texts,
     traffic_store.policies,
 )
-"""One table of each part."""
+"""One table of each module that has any."""
 
 
 def migration_config(engine: Engine) -> Config:

@@ -4,10 +4,11 @@ traffic, which every other use case that gives some asks here."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 from sqlalchemy import Connection
 
-from headrace.controlplane import accounts, references, views
+from headrace.controlplane import accounts, composing, references, views
 from headrace.controlplane.accounts import TenantRow
 from headrace.controlplane.changes import Record
 from headrace.controlplane.platform import Platform, Request, version_in
@@ -18,7 +19,9 @@ from headrace.core.resources import AliasUpdate, GoldenRun, Model, Outcome, Vers
 from headrace.core.specs import ExaminationRequest
 from headrace.core.states import IllegalTransition
 from headrace.registry import lifecycle, lineage, registration
+from headrace.registry import parts as parts_store
 from headrace.registry import store as registry
+from headrace.registry.parts import Part
 from headrace.registry.store import ModelRow, VersionRow
 
 
@@ -133,7 +136,7 @@ async def validate(
     if body.golden is not None:
         registration.check_golden(body.golden)
 
-    def look(c: Connection) -> tuple[VersionRow, Golden]:
+    def look(c: Connection) -> tuple[VersionRow, Golden, tuple[Part, ...]]:
         _, model = platform.model(c, request, name)
         row = platform.version(c, model, wanted)
         life = lifecycle.find(c, model.id, row.version)
@@ -143,11 +146,21 @@ async def validate(
             raise Conflict(text, field="golden", hint=f"headrace models validate {name}@{row.version} --golden FILE")
         if life.state == "retired":
             raise Conflict(f"{name}@{row.version} is retired: {REFUSALS['retired']}", field="version")
-        return row, golden
+        return row, golden, parts_store.of(c, [(row.model, row.version)]).get((row.model, row.version), ())
 
-    row, golden = await platform.store.run(look)
-    path = str(platform.artifacts.path(row.digest))
-    found = await platform.examiner.examine(ExaminationRequest(row.engine, path, row.options, row.signature, golden))
+    row, golden, parts = await platform.store.run(look)
+    async with AsyncExitStack() as near:
+        path = await near.enter_async_context(platform.artifacts.local(row.digest, row.size_bytes))
+        paths = {}
+        for part in parts:
+            inner = part.version
+            paths[inner.digest] = await near.enter_async_context(
+                platform.artifacts.local(inner.digest, inner.size_bytes)
+            )
+        served = composing.served(parts, paths.get)
+        found = await platform.examiner.examine(
+            ExaminationRequest(row.engine, str(path), row.options, row.signature, served, golden)
+        )
     if found.fault is not None:
         raise Unprocessable(found.fault.message, field=found.fault.field, hint=found.fault.hint)
 
@@ -182,7 +195,8 @@ async def delete(platform: Platform, request: Request, name: str, wanted: Versio
             hint = f"headrace models retire {entity}"
             raise Conflict(f"{entity} is {life.state}: only a retired version is deleted", field="version", hint=hint)
         refuse_used(model, row.version, references.all_of(c, model, row.version))
-        gone.append(views.versions(c, model, tenant.name, [row])[0])
+        gone.append(composing.version(c, tenant, model, row))
+        parts_store.forget(c, (model.id, row.version))
         registry.delete_version(c, model.id, row.version)
         lifecycle.forget(c, model.id, row.version)
         lineage.forget(c, model.id, row.version)
@@ -227,7 +241,7 @@ async def remove_alias(platform: Platform, request: Request, name: str, alias: s
 def show(platform: Platform, c: Connection, request: Request, name: str, record: Record) -> Version:
     """The version that a record is about."""
     tenant, model = platform.model(c, request, name)
-    return views.versions(c, model, tenant.name, [platform.version(c, model, version_in(record))])[0]
+    return composing.version(c, tenant, model, platform.version(c, model, version_in(record)))
 
 
 def show_model(platform: Platform, c: Connection, request: Request, name: str) -> Model:

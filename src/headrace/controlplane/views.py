@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import msgspec
 from sqlalchemy import Connection
@@ -97,7 +98,7 @@ def models(c: Connection, tenants: list[TenantRow], q: str | None = None) -> lis
     return sorted(found, key=lambda m: (m.tenant, m.name))
 
 
-def versions(c: Connection, model: ModelRow, tenant: str, rows: list[VersionRow]) -> list[resources.Version]:
+def versions(c: Connection, model: ModelRow, tenant: str, rows: Sequence[VersionRow]) -> list[resources.Version]:
     """Versions of a model, each with what was decided of it."""
     numbers = [row.version for row in rows]
     lives, origins = lifecycle.list_of(c, model.id), lineage.list_of(c, model.id)
@@ -205,6 +206,8 @@ def deployment(
     """A deployment."""
     target = (f"{tenant}/{name}", desired.version)
     standing = standings.get(target, Standing("requested", 0, ""))
+    if standing.state == "failed" and standing.revision != desired.revision:
+        standing = Standing("requested", standing.ready, "changed since it failed")
     return resources.Deployment(
         name,
         tenant,

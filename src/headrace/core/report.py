@@ -78,6 +78,17 @@ class RouterReport(msgspec.Struct, array_like=True):
     rss_bytes: int
 
 
+class StepReport(msgspec.Struct, array_like=True):
+    """What one step of a pipeline did in one replica since the last report."""
+
+    step: str
+    rows: int
+    failures: int
+    """Runs that raised; the rows at fault run again, alone."""
+    durations: Histogram
+    """Of each run of the step: as many as the pipeline's, or more where a batch is more than the step takes."""
+
+
 class SlotReport(msgspec.Struct, array_like=True):
     """What one version did in one replica since the last report."""
 
@@ -94,6 +105,8 @@ class SlotReport(msgspec.Struct, array_like=True):
     queue: Histogram
     engine: Histogram
     """Duration of each run of the engine."""
+    steps: tuple[StepReport, ...] = ()
+    """Of a pipeline."""
 
 
 class ReplicaReport(msgspec.Struct, array_like=True):

@@ -20,7 +20,7 @@ KeyState = Literal["active", "rotating", "revoked"]
 VersionState = Literal["registered", "validated", "approved", "retired"]
 Approval = Literal["optional", "required", "four-eyes"]
 """Whether a version must be approved before it may take traffic; four-eyes: by another than who registered it."""
-Engine = Literal["onnx", "xgboost", "lightgbm", "sklearn", "python", "torch"]
+Engine = Literal["onnx", "xgboost", "lightgbm", "sklearn", "python", "torch", "pipeline"]
 DeploymentState = Literal["requested", "starting", "ready", "draining", "stopped", "failed"]
 
 
@@ -218,6 +218,10 @@ class Version(msgspec.Struct):
     """How its signature tests went when they were last run; empty where it has none."""
     created_at: str
     created_by: str
+    parts: list[str] = []
+    """Of a pipeline, the versions that it runs, as its declaration writes them."""
+    used_by: list[str] = []
+    """Pipelines that run it; while there are any it cannot be removed."""
 
 
 class VersionCreate(msgspec.Struct, forbid_unknown_fields=True):
@@ -283,6 +287,61 @@ class Artifact(msgspec.Struct):
 
     digest: str
     size_bytes: int
+
+
+class ArtifactUse(msgspec.Struct):
+    """A stored artifact and what it is for."""
+
+    digest: str
+    size_bytes: int
+    stored_at: str
+    versions: list[str]
+    """``tenant/model@version``; an artifact of none is removed in time."""
+
+
+class UploadCreate(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /api/v1/uploads"""
+
+    digest: str
+    """SHA-256 of the whole artifact, hex."""
+    size_bytes: int
+
+
+class Upload(msgspec.Struct):
+    """An artifact on its way in."""
+
+    id: str
+    digest: str
+    size_bytes: int
+    offset: int
+    """Bytes that have come and are kept: go on here."""
+    part_max_bytes: int
+    expires_at: str
+    """When it is given up, should nothing more come."""
+
+
+class CollectionCreate(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /api/v1/artifacts/gc"""
+
+    dry_run: bool = False
+    """Only say what would be removed."""
+    grace_s: float | None = None
+    """Remove what nobody has put or asked for for so long; left out: the setting's."""
+
+
+class Collection(msgspec.Struct):
+    """What was removed, or would be."""
+
+    dry_run: bool
+    removed: list[Artifact]
+    bytes_removed: int
+    kept: int
+    """Artifacts that stay."""
+    missing: list[str]
+    """Digests that versions need and the store does not have."""
+    uploads_expired: int
+    parts_swept: int
+    """Multi-part uploads of killed processes that were aborted in the storage."""
 
 
 # ------------------------------------------------------------------------------------------------ deployments

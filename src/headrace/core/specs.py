@@ -8,9 +8,11 @@ import msgspec
 
 from headrace.core.golden import Golden, GoldenResult
 from headrace.core.signature import Signature
+from headrace.core.storage import S3Spec
 
-ReplicaState = Literal["starting", "loading", "warming", "ready", "draining", "stopped", "crashed", "failed"]
-"""`crashed`: the process ended by itself; `failed`: it said why it cannot serve (an artifact that does not load)."""
+ReplicaState = Literal["pulling", "starting", "loading", "warming", "ready", "draining", "stopped", "crashed", "failed"]
+"""`pulling`: its artifacts come to the node, and there is no process yet; `crashed`: the process ended by itself;
+`failed`: it said why it cannot serve (an artifact that does not load)."""
 
 
 class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,6 +28,22 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The artifact may execute code when loaded (a pickle)."""
 
 
+class ServedPart(msgspec.Struct, frozen=True):
+    """A registered version that a pipeline runs, as its replica gets it."""
+
+    reference: str
+    """As the pipeline's declaration writes it: ``[tenant/]name@version``."""
+    engine: str
+    artifact: str
+    """Path of the artifact on this node; empty: the node pulls it, as for `ServedVersion`."""
+    digest: str
+    """SHA-256 of the artifact, hex; checked before loading."""
+    signature: Signature
+    options: EngineOptions
+    size_bytes: int = 0
+    """Of the artifact."""
+
+
 class ServedVersion(msgspec.Struct, frozen=True):
     """One version as a replica gets it."""
 
@@ -35,11 +53,15 @@ class ServedVersion(msgspec.Struct, frozen=True):
     version: int
     engine: str
     artifact: str
-    """Path of the artifact on this node."""
+    """Path of the artifact on this node; empty: the node pulls it into its cache, and fills this in."""
     digest: str
     """SHA-256 of the artifact, hex; checked before loading."""
     signature: Signature
     options: EngineOptions
+    size_bytes: int = 0
+    """Of the artifact."""
+    parts: tuple[ServedPart, ...] = ()
+    """Of a pipeline, the versions that it runs."""
 
 
 class ReplicaSpec(msgspec.Struct, frozen=True):
@@ -126,6 +148,10 @@ class ControlSpec(msgspec.Struct, frozen=True):
     http_url: str = ""
     grpc_url: str = ""
     """Where the data plane listens, told to clients by /api/v1/status."""
+    artifacts: S3Spec | None = None
+    """Where artifacts are kept; None: in the data folder."""
+    artifact_grace_s: float = 86_400.0
+    cache_max_bytes: int = 32 << 30
 
 
 class ExaminationRequest(msgspec.Struct, frozen=True):
@@ -135,6 +161,7 @@ class ExaminationRequest(msgspec.Struct, frozen=True):
     path: str
     options: EngineOptions | None = None
     signature: Signature | None = None
+    parts: tuple[ServedPart, ...] = ()
     golden: Golden | None = None
     """Signature tests to run on it."""
 

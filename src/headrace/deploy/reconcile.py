@@ -24,7 +24,8 @@ one that dies as soon as it is ready is."""
 CRASHES_MAX = 3
 """Crashes before the first ready replica that fail a deployment."""
 STARTING = ("starting", "loading", "warming")
-LIVE = (*STARTING, "ready")
+"""States of a process that is on its way, and takes the machine's time."""
+LIVE = ("pulling", *STARTING, "ready")
 
 Target = tuple[str, int]
 """(``tenant/name``, version)."""
@@ -64,6 +65,8 @@ class Standing:
     state: DeploymentState
     ready: int
     detail: str
+    revision: int = 0
+    """Of a failure: which of the deployment's; a later one is to be tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +202,7 @@ def _standing(
     want: Want, live: Sequence[ReplicaStatus], ready: Sequence[ReplicaStatus], note: Memory, now: float
 ) -> Standing:
     if note.failure:
-        return Standing("failed", len(ready), note.failure)
+        return Standing("failed", len(ready), note.failure, want.revision)
     if want.replicas and len(ready) >= want.replicas:
         return Standing("ready", len(ready), "")
     if now < note.not_before:
@@ -210,7 +213,11 @@ def _standing(
         return Standing("ready", len(ready), f"{len(ready)} of {want.replicas} replicas ready")
     if want.replicas == 0:
         return Standing("stopped", 0, "scaled to 0 replicas")
-    return Standing("starting", 0, live[0].state) if live else Standing("requested", 0, "no replica has started yet")
+    return (
+        Standing("starting", 0, live[0].detail or live[0].state)
+        if live
+        else Standing("requested", 0, "no replica has started yet")
+    )
 
 
 def retire(

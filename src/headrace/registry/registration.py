@@ -25,6 +25,7 @@ ENGINE_OF_SUFFIX: dict[str, Engine] = {
     ".joblib": "sklearn",
     ".py": "python",
     ".tar": "python",
+    ".toml": "pipeline",
     ".pt": "torch",
     ".pt2": "torch",
 }

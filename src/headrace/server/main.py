@@ -29,8 +29,9 @@ from headrace.core.peer import ControlPeer
 from headrace.core.process import Events, watch_stop
 from headrace.core.report import Hello, ReplicaReport
 from headrace.core.specs import ReplicaEvent, ReplicaSpec, ServedVersion
-from headrace.server.engines.load import load, verify
-from headrace.server.engines.port import Engine, example
+from headrace.core.verified import verify
+from headrace.server.engines.load import load
+from headrace.server.engines.port import Engine, warm_inputs
 from headrace.server.link import RouterLink
 from headrace.server.slot import Slot
 
@@ -97,14 +98,16 @@ def load_version(served: ServedVersion, threads: int, timings: dict[str, float],
     start = time.monotonic()
     path = Path(served.artifact)
     verify(path, served.digest)
+    for part in served.parts:
+        verify(Path(part.artifact), part.digest)
     verified = time.monotonic()
-    engine = load(served.engine, path, served.options, served.signature, threads).engine
+    engine = load(served.engine, path, served.options, served.signature, threads, served.parts).engine
     loaded = time.monotonic()
     warming()
     run_s = math.inf
     for _ in range(WARM_RUNS):
         started = time.monotonic()
-        engine.run(example(engine.signature))
+        engine.run(warm_inputs(engine))
         run_s = min(run_s, time.monotonic() - started)
     for name, taken in (
         ("verify", verified - start),

@@ -26,7 +26,7 @@ from headrace.core.telemetry import Durations
 from headrace.server.batcher import BatchPolicy, Run, WorkConserving, plan_runs
 from headrace.server.codec import Codec, Part
 from headrace.server.compression import deflate
-from headrace.server.engines.port import Engine
+from headrace.server.engines.port import Composed, Engine
 from headrace.server.tensors import Array
 
 if TYPE_CHECKING:
@@ -287,6 +287,7 @@ class Slot:
             self._batch_rows,
             self._queue_s.take(),
             self._engine_s.take(),
+            self.engine.take_steps() if isinstance(self.engine, Composed) else (),
         )
         self._reported = Totals(now.requests, now.failures, now.rows, now.batches)
         self._batch_rows = {}

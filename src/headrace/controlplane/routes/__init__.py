@@ -1,11 +1,12 @@
 """The control plane's REST API: thin handlers over the use cases of `platform`, a module per kind of resource."""
 
-from headrace.controlplane.routes import accounts, audit, deployments, registry, traffic, versions, whole
+from headrace.controlplane.routes import accounts, artifacts, audit, deployments, registry, traffic, versions, whole
 
 HANDLERS = [
     *whole.HANDLERS,
     *audit.HANDLERS,
     *accounts.HANDLERS,
+    *artifacts.HANDLERS,
     *registry.HANDLERS,
     *versions.HANDLERS,
     *deployments.HANDLERS,

@@ -9,7 +9,7 @@ from litestar import delete, get, post, put
 from litestar.params import FromPath, FromQuery, JSONBody
 from sqlalchemy import Connection
 
-from headrace.controlplane import versioning, views
+from headrace.controlplane import composing, versioning
 from headrace.controlplane.routes.asked import Api, Tenant, context
 from headrace.core import resources as r
 from headrace.registry.diff import diff
@@ -108,7 +108,7 @@ async def diff_versions(
     def read(c: Connection) -> r.VersionDiff:
         owner, row = platform.model(c, asked, model)
         rows = [platform.version(c, row, wanted) for wanted in (old, new)]
-        one, other = (views.versions(c, row, owner.name, [version])[0] for version in rows)
+        one, other = (composing.version(c, owner, row, version) for version in rows)
         return r.VersionDiff(row.name, owner.name, one.version, other.version, diff(one, other))
 
     return await platform.store.run(read)

@@ -6,8 +6,8 @@ import json
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003registry"
-down_revision = "0002"
+revision = "0005registry"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 
