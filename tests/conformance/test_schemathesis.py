@@ -39,13 +39,17 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 401, 403, 404]
 [[operations]]
 include-name = [
     "PUT /api/v1/artifacts/{digest}",
+    "PUT /api/v1/uploads/{id_}",
     "PUT /api/v1/models/{model}/traffic",
     "POST /api/v1/models/{model}/versions",
-    "POST /api/v1/uploads",
-    "PUT /api/v1/uploads/{id_}",
     "POST /api/v1/models/{model}/versions/{number}/validate",
 ]
-checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 401, 403, 404, 409, 412, 413, 422]
+checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 401, 403, 404, 409, 412, 422]
+
+# How large an artifact may be, and how many uploads may be in progress, are settings.
+[[operations]]
+include-name = "POST /api/v1/uploads"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 401, 403, 413, 429]
 """
 DATA = """
 [parameters]

@@ -143,7 +143,7 @@ def test_the_command_line(platform: Platform, words: str, folder: Path, tmp_path
         ("more@9", NotFound, "step 'more': model 'more' has no version 9"),
         ("nobody/more@1", NotFound, "step 'more': tenant 'nobody' does not exist"),
         ("words@1", InvalidInput, "step 'more': words@1 is a pipeline"),
-        ("more@x", InvalidInput, "the version after @ is a whole number"),
+        ("more@x", InvalidInput, "model = 'more@x', expected a version's number"),
     ],
 )
 def test_a_reference_that_leads_nowhere(
@@ -199,6 +199,28 @@ def test_a_version_that_a_pipeline_runs_cannot_be_removed(tmp_path: Path) -> Non
                 )
             )
         assert one.do("GET", "/models/more/versions/1")["used_by"] == ["words@1"]
+
+
+def test_a_version_is_retired_and_deleted_after_the_pipelines_that_run_it_and_its_artifact_after_it(
+    tmp_path: Path,
+) -> None:
+    with control(tmp_path) as one:
+        one.push("more", models.echo_onnx(5.0))
+        one.push("words", pipelines.pipeline())
+        digest = one.do("GET", "/models/more/versions/1")["digest"]
+        says = one.refused("POST", "/models/more/versions/1/retire")
+        assert says.status == 409 and "run by the pipeline words@1" in says.detail
+        one.do("POST", "/models/words/versions/1/retire")
+        one.do("POST", "/models/more/versions/1/retire")
+        says = one.refused("DELETE", "/models/more/versions/1")
+        assert says.status == 409 and says.hint == "headrace models delete words@1"
+        one.do("DELETE", "/models/words/versions/1")
+        kept = one.do("POST", "/artifacts/gc", {"grace_s": 0})["result"]["removed"]
+        assert digest not in {item["digest"] for item in kept}
+        one.do("DELETE", "/models/more/versions/1")
+        removed = one.do("POST", "/artifacts/gc", {"grace_s": 0})["result"]["removed"]
+        assert digest in {item["digest"] for item in removed}
+        assert one.do("GET", "/audit/verify")["ok"]
 
 
 def test_a_replica_refuses_a_damaged_part(tmp_path: Path) -> None:

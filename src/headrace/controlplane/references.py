@@ -47,7 +47,7 @@ def _run_by(c: Connection, model: ModelRow, version: int, verb: str) -> list[Use
     names = composing.used_by(c, model).get(version, [])
     for (pipeline, number), name in zip(keys, names, strict=True):
         if verb == "delete" or lifecycle.find(c, pipeline, number).state != "retired":
-            found.append(Use(f"is run by {name}", f"headrace models {verb} {name}"))
+            found.append(Use(f"is run by the pipeline {name}", f"headrace models {verb} {name}"))
     return found
 
 
