@@ -23,7 +23,7 @@ from headrace.core.storage import parse_s3
 from headrace.core.verified import stamp_path
 from headrace.deploy.node import NodeInfo
 from headrace.registry.s3 import S3Store
-from tests import models
+from tests import models, pipelines
 from tests.integration.test_artifact_cache import small_disks
 from tests.s3 import ACCESS, SECRET, Proxy, Server, proxy, s3_server
 
@@ -287,3 +287,14 @@ def test_secrets_come_from_files_and_leave_the_environment(tmp_path: Path) -> No
     assert environment == {"B": "unused"}
     with pytest.raises(InvalidInput):
         parse_s3("s3://", "", "", references, environment)
+
+
+def test_a_pipelines_parts_are_pulled_with_it(platform: Platform, tmp_path: Path) -> None:
+    client = platform.client
+    client.models.push("more", models.echo_onnx(5.0).named(tmp_path))
+    path = tmp_path / "words.tar"
+    path.write_bytes(pipelines.pipeline().content)
+    client.models.push("words", path, engine="pipeline")
+    client.deploy("words@1", traffic=100)
+    assert client.predict("words", [b"one two!"])["total"].tolist() == [[108.0]]
+    client.undeploy("words@1", force=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import headrace
-from headrace.cli import accounts, artifacts, deployments, output, predict, registry, traffic
+from headrace.cli import accounts, artifacts, deployments, output, predict, quarantine, registry, traffic
 from headrace.cli.options import Json
 from headrace.core.config import Settings, load
 
@@ -147,6 +147,7 @@ app.add_typer(artifacts.artifacts, name="artifacts")
 deployments.add_to(app)
 traffic.add_to(app)
 predict.add_to(app)
+app.add_typer(quarantine.quarantine, name="quarantine")
 app.add_typer(accounts.tenants, name="tenants")
 app.add_typer(accounts.keys, name="keys")
 app.add_typer(config, name="config")

@@ -123,6 +123,13 @@ class Traffic(Bound[D]):
     history = one(calls.traffic_history)
 
 
+class Quarantine(Bound[D]):
+    """Inputs that have killed replicas, and are refused."""
+
+    list = one(calls.list_quarantined)
+    lift = one(calls.lift_quarantine)
+
+
 class Tenants(Bound[D]):
     """Teams."""
 
@@ -178,6 +185,7 @@ class Operations(Bound[D]):
         self.artifacts: Artifacts[D] = Artifacts(driver)
         self.deployments: Deployments[D] = Deployments(driver)
         self.traffic: Traffic[D] = Traffic(driver)
+        self.quarantine: Quarantine[D] = Quarantine(driver)
         self.tenants: Tenants[D] = Tenants(driver)
         self.keys: Keys[D] = Keys(driver)
 

@@ -112,7 +112,7 @@ def predict(
         error = calls.inference_error(answer.status, answer.headers, answer.content)
         if not isinstance(error, InvalidInput | NotFound) or not remembered:
             raise error
-        del memory.signatures[name]
+        memory.signatures.pop(name, None)  # another request at the same time may have met the same
         remembered = False
         if (yield from signature(memory, name)) == spec:
             raise error
@@ -135,6 +135,7 @@ def push(
     nan: Literal["reject", "allow"] | None = None,
     batch_max: int | None = None,
     trust: bool = False,
+    run_limit_s: float | None = None,
     metrics: dict[str, float] | None = None,
     tags: dict[str, str] | None = None,
     description: str = "",
@@ -154,6 +155,7 @@ def push(
         nan: whether NaN and infinities are refused or passed to the model.
         batch_max: most rows in one run of the engine.
         trust: the artifact may execute code when loaded (a pickle).
+        run_limit_s: a run that takes longer has its replica killed; 60 s, or as long as somebody waits, when left out.
         metrics: numbers of the training.
         tags: free.
         description: for people.
@@ -167,7 +169,7 @@ def push(
     try:
         yield from uploads.upload(memory, packed.path, packed.digest, progress, force)
         engine = engine or packed.engine
-        options = options_of(engine, outputs, nan, batch_max, trust or packed.trust)
+        options = options_of(engine, outputs, nan, batch_max, trust or packed.trust, run_limit_s)
         call = calls.register(
             model, packed.digest, packed.file_name, engine, signature, options, metrics, tags, description
         )
@@ -190,12 +192,15 @@ def options_of(
     nan: Literal["reject", "allow"] | None,
     batch_max: int | None,
     trust: bool,
+    run_limit_s: float | None = None,
 ) -> EngineOptions | None:
     """The options that were given, None where none was: then the engine's own defaults hold."""
-    if not outputs and nan is None and batch_max is None and not trust:
+    if not outputs and nan is None and batch_max is None and not trust and run_limit_s is None:
         return None
     default: Literal["reject", "allow"] = "allow" if engine in ("xgboost", "lightgbm") else "reject"
-    return EngineOptions(tuple(outputs or ()), nan or default, 256 if batch_max is None else batch_max, trust)
+    return EngineOptions(
+        tuple(outputs or ()), nan or default, 256 if batch_max is None else batch_max, trust, run_limit_s
+    )
 
 
 # ------------------------------------------------------------------------------------------------ deployments
@@ -206,6 +211,7 @@ def create_deployment(
     replicas: int = 1,
     threads: int = 1,
     traffic: float | None = None,
+    memory_mb: int | None = None,
     reason: str | None = None,
     wait: bool = True,
     wait_s: float = 60.0,
@@ -218,6 +224,7 @@ def create_deployment(
         replicas: how many processes.
         threads: of the engine, per replica.
         traffic: percent of the traffic it takes once ready.
+        memory_mb: most memory of a replica, in MiB; one that takes more is killed.
         reason: for the audit.
         wait: whether to wait.
         wait_s: how long at most.
@@ -227,7 +234,7 @@ def create_deployment(
         Unprocessable: it failed, with what it said.
         Unavailable: it was not ready in time.
     """
-    outcome = yield from request(memory, calls.deploy(reference, replicas, threads, traffic, reason))
+    outcome = yield from request(memory, calls.deploy(reference, replicas, threads, traffic, reason, memory_mb))
     found = outcome.result
     if not wait:
         return outcome
@@ -269,6 +276,7 @@ def deploy(
     replicas: int = 1,
     threads: int = 1,
     traffic: float | None = None,
+    memory_mb: int | None = None,
     reason: str | None = None,
     wait_s: float | None = 60.0,
     watch: Callable[[r.Deployment], None] | None = None,
@@ -280,6 +288,7 @@ def deploy(
         replicas=replicas,
         threads=threads,
         traffic=traffic,
+        memory_mb=memory_mb,
         reason=reason,
         wait=wait_s is not None,
         wait_s=wait_s or 0.0,

@@ -11,6 +11,9 @@ import logging
 import os
 from collections.abc import Iterable
 
+from sqlalchemy import Connection
+
+from headrace.controlplane import changes, composing
 from headrace.controlplane.artifacts import Artifacts
 from headrace.controlplane.attention import Attention
 from headrace.controlplane.publisher import Publisher
@@ -20,7 +23,7 @@ from headrace.controlplane.store import Store
 from headrace.core.specs import ReplicaSpec, ServedVersion
 from headrace.deploy.fleet import replica_id
 from headrace.deploy.local import LocalFleet
-from headrace.deploy.reconcile import STARTING, Memory, Plan, Standing, Target, Want, reconcile
+from headrace.deploy.reconcile import STARTING, Death, Memory, Plan, Standing, Target, Want, reconcile
 
 log = logging.getLogger("headrace.deploy")
 TICK_S = 1.0
@@ -102,7 +105,7 @@ class Manager:
         state = self._publisher.state
         scope = self._attention.scope(state, statuses)
         wants = [
-            Want((model.id, d.version), d.replicas, d.revision, d.threads)
+            Want((model.id, d.version), d.replicas, d.revision, d.threads, d.memory_mb)
             for model in scope.models.values()
             for d in model.deployments
         ]
@@ -126,6 +129,8 @@ class Manager:
             # Out of the snapshot before it is told: nothing new then comes to a replica that is draining.
             self._publisher.draining |= set(plan.stop)
             await self._publisher.publish()
+        if plan.deaths:  # before their records are forgotten
+            await self._store.run(lambda c: write_down(c, plan.deaths))
         for replica in plan.stop:
             await self._fleet.stop(replica)
         for replica in plan.forget:
@@ -153,6 +158,17 @@ class Manager:
             row.signature,
             row.options,
             row.size_bytes,
+            composing.served(model.parts.get(row.version, ()), self._artifacts.path),
         )
         address = f"unix:{os.path.join(self._folder, id_[-17:])}"
-        return ReplicaSpec(id_, address, (served,), desired.threads, self._control, self._drain_s)
+        return ReplicaSpec(id_, address, (served,), desired.threads, self._control, self._drain_s, desired.memory_mb)
+
+
+def write_down(connection: Connection, deaths: Iterable[Death]) -> None:
+    """Each death in the audit, once, however often it is seen."""
+    for death in deaths:
+        tenant, _, model = death.target[0].partition("/")
+        after = {"replica": death.replica, "detail": death.detail}
+        record = changes.Record("replica.died", tenant, f"{model}@{death.target[1]}", None, after)
+        if not changes.known(connection, record):
+            changes.append(connection, changes.PLATFORM, record, None)

@@ -15,7 +15,7 @@ import msgspec
 import uvicorn
 import uvloop
 
-from headrace.controlplane import accounts, deploying
+from headrace.controlplane import accounts, deploying, quarantine
 from headrace.controlplane.accounts import bootstrap
 from headrace.controlplane.app import create_app
 from headrace.controlplane.artifacts import Artifacts, Near
@@ -27,7 +27,7 @@ from headrace.controlplane.publisher import Publisher
 from headrace.controlplane.store import Store, open_store
 from headrace.core.errors import HeadraceError, NotFound
 from headrace.core.process import Events, watch_stop
-from headrace.core.report import Command, CommandReply
+from headrace.core.report import Command, CommandReply, ReplicaReport, RouterReport
 from headrace.core.resources import DeploymentCreate, Role
 from headrace.core.specs import ControlSpec, ProcessEvent
 from headrace.deploy import store as deploy_store
@@ -74,6 +74,30 @@ class Commands:
                 await deploying.undeploy(platform, request, model.name, one.version, force=True)
 
 
+class Reports:
+    """What routers and replicas report: numbers for the metrics, and inputs that have killed replicas."""
+
+    def __init__(self, platform: Platform, metrics: Metrics) -> None:
+        self._platform = platform
+        self._metrics = metrics
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __call__(self, report: RouterReport | ReplicaReport) -> None:
+        """Take a report."""
+        self._metrics.take(report)
+        if isinstance(report, RouterReport) and report.condemned:
+            task = asyncio.get_running_loop().create_task(self._keep(report))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _keep(self, report: RouterReport) -> None:
+        """A router says it again until its snapshot says so: one that fails is no loss."""
+        try:
+            await quarantine.keep(self._platform, report.condemned)
+        except HeadraceError as error:
+            log.error("inputs that %s has found out were not kept: %s", report.router, error.message)
+
+
 async def serve(spec: ControlSpec, events: Events) -> None:
     """Run until told to stop."""
     loop = asyncio.get_running_loop()
@@ -85,7 +109,7 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     artifacts = open_artifacts(spec, store)
     fleet = LocalFleet(spec.node)
     metrics = Metrics(lambda index: tenant_name(publisher, index), fleet.statuses, lambda: publisher.epoch)
-    hub = Hub(metrics.take, lambda command: commands(command), lambda: manager.wake())
+    hub = Hub(lambda report: reports(report), lambda command: commands(command), lambda: manager.wake())
     publisher = Publisher(store, hub, fleet, spec.anonymous_tenant)
     manager = Manager(store, fleet, publisher, artifacts, spec.replica_folder, spec.control, spec.drain_s)
     examiner = Examiner()
@@ -102,6 +126,7 @@ async def serve(spec: ControlSpec, events: Events) -> None:
         spec.grpc_url,
     )
     commands = Commands(platform)
+    reports = Reports(platform, metrics)
     metrics.hub = hub
     try:
         await fleet.open()  # nothing is published before it is known what runs

@@ -11,11 +11,12 @@ from typing import Any
 import msgspec
 from litestar import Litestar
 
+from headrace.controlplane.deploying import MEMORY_MB
 from headrace.controlplane.platform import REPLICAS_MAX, SHARE_MIN
 from headrace.core import resources, schema, specs
 from headrace.core.names import NAME
 from headrace.core.resources import Problem
-from headrace.registry.registration import BATCH_MAX
+from headrace.registry.registration import BATCH_MAX, RUN_LIMIT_S
 
 PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 ALWAYS = {"400": "A field, parameter or header is not as described; `field` names it.", "401": "No key, or no such."}
@@ -58,12 +59,16 @@ LIMITS: dict[str, dict[str, dict[str, Any]]] = {
         "body_max_bytes": {"minimum": 1, "maximum": 1 << 30},
     },
     "VersionCreate": {"digest": DIGEST, "file_name": {"pattern": "^[^/\\x00]{1,255}$"}},
-    "EngineOptions": {"batch_max": {"minimum": 1, "maximum": BATCH_MAX}},
+    "EngineOptions": {
+        "batch_max": {"minimum": 1, "maximum": BATCH_MAX},
+        "run_limit_s": {"minimum": RUN_LIMIT_S[0], "maximum": RUN_LIMIT_S[1]},
+    },
     "DeploymentCreate": {
         "model": {"pattern": f"^({NAME.pattern}/)?{NAME.pattern}(@[1-9][0-9]{{0,8}})?$"},
         "version": VERSION,
         "replicas": {"minimum": 0, "maximum": REPLICAS_MAX},
         "threads": {"minimum": 1, "maximum": 256},
+        "memory_mb": {"minimum": MEMORY_MB[0], "maximum": MEMORY_MB[1]},
         "traffic_percent": {"maximum": 100, "anyOf": [{"const": 0}, {"minimum": SHARE_MIN}]},
     },
     "DeploymentUpdate": {"replicas": {"minimum": 0, "maximum": REPLICAS_MAX}},
@@ -88,6 +93,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "content-range": {"pattern": "^bytes [0-9]{1,15}-[0-9]{1,15}/[0-9]{1,15}$", "examples": ["bytes 0-1023/4096"]},
     "model": {"examples": ["churn"]},
     "name": {"examples": ["default"]},
+    "input": {"pattern": "^[0-9a-f]{1,32}$"},
     "to": {"examples": ["risk"]},
     "pinned": {"examples": ["risk"]},
     "reference": {"pattern": f"^{NAME.pattern}@[1-9][0-9]{{0,8}}$", "examples": ["churn@4"]},
@@ -102,6 +108,7 @@ CURSORS = {
     "keys": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z,hr_[0-9a-f]{12}$",
     "models": f"^{NAME.pattern}/{NAME.pattern}$",
     "deployments": f"^{NAME.pattern}/{NAME.pattern}@[1-9][0-9]{{0,8}}$",
+    "quarantine": f"^{NAME.pattern}/{NAME.pattern}@[1-9][0-9]{{0,8}}/[0-9a-f]{{32}}$",
 }
 """By the end of a list's path."""
 

@@ -15,11 +15,12 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import OperationalError
 
 # Each part's tables must be known to the shared metadata before it is compared or created.
-from headrace.controlplane import accounts, changes
+from headrace.controlplane import accounts, changes, quarantine_store
 from headrace.core.database import connect, metadata, transaction
 from headrace.core.errors import Unavailable
 from headrace.deploy import store as deploy_store
 from headrace.registry import inventory
+from headrace.registry import parts as registry_parts
 from headrace.registry import store as registry_store
 from headrace.traffic import store as traffic_store
 
@@ -28,12 +29,14 @@ log = logging.getLogger("headrace.controlplane.store")
 TABLES = (
     accounts.tenants,
     changes.changes,
+    quarantine_store.quarantine,
     deploy_store.deployments,
     inventory.artifacts,
+    registry_parts.version_parts,
     registry_store.models,
     traffic_store.policies,
 )
-"""One table of each part."""
+"""One table of each module that has any."""
 
 
 def migration_config(engine: Engine) -> Config:

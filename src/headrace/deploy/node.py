@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -27,6 +28,7 @@ from headrace.core.specs import (
     ReplicaEvent,
     ReplicaSpec,
     RouterSpec,
+    ServedPart,
     ServedVersion,
 )
 from headrace.core.storage import S3Spec, s3_of
@@ -42,6 +44,7 @@ RESTART_S = (0.1, 10.0)
 LEAVING_S = 5.0
 """How long the processes of a node that was killed may take to let go of their ports."""
 LINE_MAX = 64 << 20
+Served = TypeVar("Served", ServedVersion, ServedPart)
 
 
 class NodeInfo(msgspec.Struct):
@@ -180,7 +183,7 @@ class Node:
         record = self.replicas.get(command.replica)
         if command.verb == "start" and record is None and command.spec is not None and not self.stopping.is_set():
             self.replicas[command.replica] = record = ReplicaRecord(command.spec)
-            if all(served.artifact for served in command.spec.versions):
+            if all(served.artifact and all(part.artifact for part in served.parts) for served in command.spec.versions):
                 record.child = self._start(record)
             else:
                 record.state = "pulling"
@@ -198,7 +201,10 @@ class Node:
         """Have a replica's artifacts here, and then start it."""
         started = asyncio.get_running_loop().time()
         try:
-            versions = [await self._near(served, record) for served in record.spec.versions]
+            versions = []
+            for served in record.spec.versions:
+                parts = tuple([await self._near(part, record) for part in served.parts])
+                versions.append(msgspec.structs.replace(await self._near(served, record), parts=parts))
         except HeadraceError as error:
             record.unstartable(error)
         else:
@@ -211,8 +217,8 @@ class Node:
                 record.child = self._start(record)
         self.touch()
 
-    async def _near(self, served: ServedVersion, record: ReplicaRecord) -> ServedVersion:
-        """A version whose artifact is here. Raises Unprocessable, Unavailable."""
+    async def _near(self, served: Served, record: ReplicaRecord) -> Served:
+        """A version, or a pipeline's part, whose artifact is here. Raises Unprocessable, Unavailable."""
         if served.artifact:
             return served
         if self.pulls is None:
@@ -231,7 +237,8 @@ class Node:
 
         def ended(code: int) -> None:
             record.ended(code)
-            if record.state == "crashed" and record.child is not None and (last := record.child.log_tail()):
+            last = record.child.log_tail() if record.child is not None else ""
+            if record.state == "crashed" and last and not record.last_words:
                 record.detail += f": {last}"
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(record.spec.address.removeprefix("unix:"))

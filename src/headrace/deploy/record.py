@@ -24,6 +24,9 @@ class ReplicaRecord:
     detail: str = ""
     timings_s: dict[str, float] = field(default_factory=dict)
     stopping: bool = False
+    stuck: bool = False
+    last_words: str = ""
+    """What its watchdog said just before it killed the process."""
     bringing: asyncio.Task[None] | None = None
     """Brings its artifacts here, before its process starts."""
     waits_for: Callable[[], str] = str
@@ -39,6 +42,14 @@ class ReplicaRecord:
 
     def said(self, event: ReplicaEvent) -> None:
         """Take an event line. Raises IllegalTransition for a step that a replica may not make."""
+        if event.stuck is not None:
+            self.stuck = event.stuck
+            return
+        if event.state == "crashed":
+            # It is about to be, and must not leave the snapshot before its routers have seen it die: they would take
+            # it for one that leaves in good order, and send what has killed it to another as if nothing were.
+            self.last_words = event.detail
+            return
         self.state = states.step(states.REPLICA, self.state, event.state)
         self.detail = event.detail
         self.timings_s = self.timings_s | event.timings_s
@@ -54,6 +65,10 @@ class ReplicaRecord:
         else:
             self.state = states.step(states.REPLICA, self.state, "crashed")
             self.detail = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            if self.last_words:
+                self.detail = self.last_words
+            elif code == -signal.SIGALRM:
+                self.detail = "watchdog: a run kept the interpreter for longer than its limit"
 
     def unstartable(self, error: HeadraceError) -> None:
         """Its artifacts cannot be brought here: for good, or this time."""
@@ -66,4 +81,4 @@ class ReplicaRecord:
     def status(self) -> ReplicaStatus:
         """As the fleet port shows it."""
         pid = self.child.pid if self.child is not None else 0
-        return ReplicaStatus(self.spec, self.state, pid, self.detail or self.waits_for(), self.timings_s)
+        return ReplicaStatus(self.spec, self.state, pid, self.detail or self.waits_for(), self.timings_s, self.stuck)

@@ -1,6 +1,6 @@
 """The control plane's REST API: thin handlers over the use cases of `platform`, a module per kind of resource."""
 
-from headrace.controlplane.routes import accounts, artifacts, deployments, registry, traffic, whole
+from headrace.controlplane.routes import accounts, artifacts, deployments, quarantine, registry, traffic, whole
 
 HANDLERS = [
     *whole.HANDLERS,
@@ -9,4 +9,5 @@ HANDLERS = [
     *registry.HANDLERS,
     *deployments.HANDLERS,
     *traffic.HANDLERS,
+    *quarantine.HANDLERS,
 ]

@@ -9,7 +9,7 @@ from litestar import Response, delete, get, patch, post, put
 from litestar.params import FromPath, FromQuery, JSONBody
 from sqlalchemy import Connection
 
-from headrace.controlplane import accounts, registering, views
+from headrace.controlplane import accounts, composing, registering, views
 from headrace.controlplane.changes import Record
 from headrace.controlplane.platform import Platform, Request, check_range
 from headrace.controlplane.routes.asked import (
@@ -106,7 +106,7 @@ async def list_versions(
 
     def read(c: Connection) -> list[r.Version]:
         owner, row = platform.model(c, asked, model)
-        return [views.version(v, row.name, owner.name) for v in registry.list_versions(c, row.id)]
+        return composing.versions(c, owner, row)
 
     found = [v for v in await platform.store.run(read) if engine in (None, v.engine) and has_tag(v.tags, tag)]
     return page(found, limit, cursor, lambda v: v.version, lambda v: str(v.version), read_number)
@@ -121,7 +121,7 @@ async def show_version(
 
     def read(c: Connection) -> r.Version:
         owner, row = platform.model(c, asked, model)
-        return views.version(platform.version(c, row, number), row.name, owner.name)
+        return composing.version(c, owner, row, platform.version(c, row, number))
 
     return tagged(await platform.store.run(read))
 
