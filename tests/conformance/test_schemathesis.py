@@ -35,14 +35,21 @@ expected-statuses = ["2xx", 401, 403, 404, 409, 412]
 include-method = "GET"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 401, 403, 404]
 
-# What JSON Schema cannot say of a body: that bytes have a digest, that numbers add up, that a name tells an engine.
+# What JSON Schema cannot say of a body: that bytes have a digest and a place, that numbers add up, that a name tells an
+# engine.
 [[operations]]
 include-name = [
     "PUT /api/v1/artifacts/{digest}",
+    "PUT /api/v1/uploads/{id_}",
     "PUT /api/v1/models/{model}/traffic",
     "POST /api/v1/models/{model}/versions",
 ]
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 401, 403, 404, 409, 412, 422]
+
+# How large an artifact may be is a setting.
+[[operations]]
+include-name = "POST /api/v1/uploads"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 401, 403, 413]
 """
 DATA = """
 [parameters]
