@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import secrets
@@ -30,6 +31,9 @@ START_S = 60.0
 PORTS = ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc")
 
 
+_libc = ctypes.CDLL(None)
+
+
 class Server:
     """One server on a folder; may be killed and started again on the same ports."""
 
@@ -53,7 +57,12 @@ class Server:
             flags.append(f"-{part}.port{dot}{kind}={port}")
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [program, "server", *flags], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [program, "server", *flags],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
             )
         self.bucket("ready-" + secrets.token_hex(4))
 
@@ -77,6 +86,11 @@ class Server:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+
+def end_with_parent() -> None:
+    """Runs in the child: it must not outlive tests that are killed (Linux's PR_SET_PDEATHSIG)."""
+    _libc.prctl(1, signal.SIGKILL)
 
 
 def free_ports(count: int) -> list[int]:

@@ -98,23 +98,32 @@ def answer(client: Client, model: str) -> float:
     return float(client.predict(model, [[2.5]]).outputs["y"][0][0])
 
 
+@pytest.fixture(scope="module")
+def first(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model that serves with three replicas, whatever happens to others."""
+    platform.client.models.push("first", heavy(tmp_path_factory.mktemp("first"), "first"))
+    platform.client.deploy("first@1", replicas=3, traffic=100)
+    return "first"
+
+
 def test_from_push_to_prediction_and_pulled_once_for_all_replicas(
     platform: Platform, between: Proxy, tmp_path: Path
 ) -> None:
     client, sent = platform.client, []
-    version = client.models.push("first", heavy(tmp_path, "first"), progress=lambda done, size: sent.append(done))
+    version = client.models.push("once", heavy(tmp_path, "once"), progress=lambda done, size: sent.append(done))
     digest = version.result.digest
     assert sent == sorted(sent)
     assert sent[-1] == version.result.size_bytes
     shutil.rmtree(platform.folder / "cache")  # as on another node
     between.faults.answered = 0
-    client.deploy("first@1", replicas=3, traffic=100)
-    assert answer(client, "first") == 2.5
+    client.deploy("once@1", replicas=3, traffic=100)
+    assert answer(client, "once") == 2.5
     assert WEIGHT < between.faults.answered < WEIGHT * 1.2
     assert (platform.folder / "cache" / digest).stat().st_size == version.result.size_bytes
     assert not (platform.folder / "artifacts" / "sha256").exists()
     found = client.artifacts.list().items
-    assert {one.digest: one.versions for one in found}[digest] == ["default/first@1"]
+    assert {one.digest: one.versions for one in found}[digest] == ["default/once@1"]
+    client.undeploy("once@1", force=True)
 
 
 def test_serving_goes_on_without_the_store_and_a_start_waits_for_it(
@@ -147,7 +156,7 @@ def test_an_entry_that_rots_is_pulled_again(platform: Platform, tmp_path: Path) 
     client.undeploy("rots@1", force=True)
 
 
-def test_a_pull_that_was_killed_with_its_node_goes_on(platform: Platform, between: Proxy, tmp_path: Path) -> None:
+def test_a_pull_that_was_killed_goes_on(platform: Platform, between: Proxy, first: str, tmp_path: Path) -> None:
     client = platform.client
     made = client.models.push("slow", heavy(tmp_path, "slow")).result
     (platform.folder / "cache" / made.digest).unlink()
@@ -159,9 +168,9 @@ def test_a_pull_that_was_killed_with_its_node_goes_on(platform: Platform, betwee
         until(lambda: part.exists() and part.stat().st_size > 0)
         until(lambda: "pulling the artifact" in client.deployments.show("slow@1").detail)
         assert [one.state for one in client.deployments.show("slow@1").instances] == ["pulling"]
-        client.scale("first@1", 4)  # whose artifact is here: nobody waits for the store on account of another
-        until(lambda: client.deployments.show("first@1").ready == 4)
-        client.scale("first@1", 3)
+        client.scale(f"{first}@1", 4)  # whose artifact is here: nobody waits for the store on account of another
+        until(lambda: client.deployments.show(f"{first}@1").ready == 4)
+        client.scale(f"{first}@1", 3)
         os.kill(pid_of("headrace.registry.pull", platform), signal.SIGKILL)
     finally:
         between.faults.bytes_per_s = 0.0
@@ -180,7 +189,7 @@ def pid_of(module: str, platform: Platform) -> int:
 
 
 def test_an_artifact_damaged_in_the_store_fails_clearly_and_is_sent_again(
-    platform: Platform, server: Server, tmp_path: Path
+    platform: Platform, server: Server, first: str, tmp_path: Path
 ) -> None:
     client = platform.client
     path = heavy(tmp_path, "damaged")
@@ -189,7 +198,7 @@ def test_an_artifact_damaged_in_the_store_fails_clearly_and_is_sent_again(
     damage(platform, server, digest)
     with pytest.raises(Unprocessable, match="in the store is damaged"):
         client.deploy("damaged@1", traffic=100)
-    assert answer(client, "first") == 2.5  # the others serve
+    assert answer(client, first) == 2.5  # the others serve
     assert client.models.push("damaged", path, force=True).result.version == 1
     client.deploy("damaged@1", traffic=100)
     assert answer(client, "damaged") == 2.5
