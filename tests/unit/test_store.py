@@ -26,15 +26,14 @@ from headrace.registry.artifacts import Artifacts
 from headrace.registry.store import VersionRow
 
 
-def test_the_migrated_schema_is_the_one_the_code_expects(tmp_path: Path) -> None:
-    engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+def test_the_migrated_schema_is_the_one_the_code_expects(url: str) -> None:
+    engine = open_store(url)
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     engine.dispose()
 
 
-def test_what_an_older_release_stored_is_all_read_at_the_first_look(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'a.db'}"
+def test_what_an_older_release_stored_is_all_read_at_the_first_look(url: str) -> None:
     engine = connect(url)
     command.upgrade(migration_config(engine), "0001")
     with transaction(engine) as connection:
@@ -45,7 +44,7 @@ def test_what_an_older_release_stored_is_all_read_at_the_first_look(tmp_path: Pa
             {"at": now()},
         )
         connection.execute(
-            text("INSERT INTO models VALUES (1, 1, 'churn', '', '{}', 1, 30, 1, :salt, :at)"),
+            text("INSERT INTO models VALUES (1, 1, 'churn', '', '{}', TRUE, 30, 1, :salt, :at)"),
             {"salt": b"s", "at": now()},
         )
         connection.execute(
@@ -74,8 +73,8 @@ def test_every_commit_is_synced_and_foreign_keys_hold(tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
-    engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+def test_a_failed_transaction_leaves_nothing(url: str) -> None:
+    engine = open_store(url)
     with pytest.raises(RuntimeError), transaction(engine) as connection:
         accounts.create_tenant(connection, "a", Quota())
         raise RuntimeError
@@ -100,8 +99,8 @@ def test_a_key_is_stored_as_its_digest_only(tmp_path: Path) -> None:
     assert row.id.encode() in stored and key.encode() not in stored
 
 
-def test_the_first_admin_key_is_not_lost_and_not_doubled(tmp_path: Path) -> None:
-    engine, file = open_store(f"sqlite:///{tmp_path / 'a.db'}"), tmp_path / "credentials.toml"
+def test_the_first_admin_key_is_not_lost_and_not_doubled(tmp_path: Path, url: str) -> None:
+    engine, file = open_store(url), tmp_path / "credentials.toml"
 
     class Killed(Exception):
         pass
@@ -122,11 +121,11 @@ def test_the_first_admin_key_is_not_lost_and_not_doubled(tmp_path: Path) -> None
     engine.dispose()
 
 
-def test_a_lost_credentials_file_is_made_again_even_by_a_start_that_follows_a_killed_one(tmp_path: Path) -> None:
+def test_a_lost_credentials_file_is_made_again_even_by_a_start_that_follows_a_killed_one(tmp_path: Path, url: str) -> None:
     class Killed(BaseException):
         pass
 
-    engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+    engine = open_store(url)
     file = tmp_path / "credentials.toml"
 
     def start() -> str:
@@ -148,8 +147,8 @@ def test_a_lost_credentials_file_is_made_again_even_by_a_start_that_follows_a_ki
     engine.dispose()
 
 
-def test_many_versions_are_found_at_once(tmp_path: Path) -> None:
-    engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+def test_many_versions_are_found_at_once(url: str) -> None:
+    engine = open_store(url)
     signature = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1,)),))
     with transaction(engine) as connection:
         accounts.create_tenant(connection, "default", Quota())
@@ -169,9 +168,9 @@ def test_many_versions_are_found_at_once(tmp_path: Path) -> None:
 
 
 def test_an_idempotency_key_is_bound_to_its_request_and_forgotten_after_a_day(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+    engine = open_store(url)
     with transaction(engine) as connection:
         change = changes.append(connection, "hr_a", Record("x", "default", "e"), None)
         changes.remember(connection, "hr_a", "k", b"one", change, b"{}")
@@ -185,8 +184,8 @@ def test_an_idempotency_key_is_bound_to_its_request_and_forgotten_after_a_day(
     engine.dispose()
 
 
-def test_snapshot_epochs_are_never_given_twice(tmp_path: Path) -> None:
-    engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+def test_snapshot_epochs_are_never_given_twice(url: str) -> None:
+    engine = open_store(url)
     taken: list[int] = []
     for _ in range(3):
         with transaction(engine) as connection:

@@ -53,7 +53,7 @@ class Commands:
 
     async def _do(self, command: Command) -> None:
         platform = self._platform
-        tenants = await platform.store.run(accounts.list_tenants)
+        tenants = await platform.store.read(accounts.list_tenants)
         tenant = next((t for t in tenants if t.index == command.tenant), None)
         if tenant is None:
             raise NotFound("the tenant does not exist any more", field="tenant")
@@ -62,8 +62,8 @@ class Commands:
         if command.verb == "load":
             await deploying.deploy(platform, request, DeploymentCreate(command.model))
             return
-        desired = await platform.store.run(deploy_store.list_all)
-        model = await platform.store.run(lambda c: platform.model(c, request, command.model)[1])
+        desired = await platform.store.read(deploy_store.list_all)
+        model = await platform.store.read(lambda c: platform.model(c, request, command.model)[1])
         for one in desired:
             if one.model == model.id:
                 await deploying.undeploy(platform, request, model.name, one.version, force=True)

@@ -134,7 +134,7 @@ class Platform:
                 raise Forbidden(f"tenant {tenant.name!r} is suspended")
             return Principal(key.id, tenant, key.role)
 
-        return await self.store.run(find)
+        return await self.store.read(find)
 
     @staticmethod
     def tenant(c: Connection, request: Request) -> TenantRow:

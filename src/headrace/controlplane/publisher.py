@@ -76,7 +76,7 @@ class Publisher:
         if self._next_epoch >= self._last_epoch:
             self._next_epoch = await self._store.run(lambda c: changes.reserve_epochs(c, EPOCH_BLOCK))
             self._last_epoch = self._next_epoch + EPOCH_BLOCK
-        self.state = await self._store.run(lambda c: read(c, self.state))
+        self.state = await self._store.read(lambda c: read(c, self.state))
         ready = [s for s in self._fleet.statuses() if s.state == "ready" and s.spec.id not in self.draining]
         before = self.epoch
         change = self._snapshots.advance(self.state, ready, self._next_epoch)

@@ -35,7 +35,7 @@ async def register(platform: Platform, request: Request, name: str, body: Versio
         again = key is not None and changes.replayed(c, actor, key, request.digest) is not None
         return again, _same_as_latest(platform, c, request, name, engine, body)
 
-    again, known = await platform.store.run(look)
+    again, known = await platform.store.read(look)
     found = Examination()
     if not again and known is None:
         found = await platform.examiner.examine(

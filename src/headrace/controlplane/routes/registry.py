@@ -70,7 +70,7 @@ async def list_models(
 ) -> r.Page[r.Model]:
     """By tenant and name; `q` finds in name and description, `tag` is `name` or `name=value`."""
     asked = await context(request, tenant)
-    found = await platform.store.run(lambda c: views.models(c, reach(c, asked)))
+    found = await platform.store.read(lambda c: views.models(c, reach(c, asked)))
     if q is not None:
         found = [m for m in found if q.lower() in m.name.lower() or q.lower() in m.description.lower()]
     found = [m for m in found if has_tag(m.tags, tag)]
@@ -89,7 +89,7 @@ async def show_model(
 ) -> Response[r.Model]:
     """What it is and what serves."""
     asked = await context(request, tenant)
-    return tagged(await platform.store.run(lambda c: one_model(c, platform, asked, model)))
+    return tagged(await platform.store.read(lambda c: one_model(c, platform, asked, model)))
 
 
 @patch("/api/v1/models/{model:str}", summary="Change a model's settings")
@@ -136,7 +136,7 @@ async def list_versions(
         owner, row = platform.model(c, asked, model)
         return [views.version(v, row.name, owner.name) for v in registry.list_versions(c, row.id)]
 
-    found = [v for v in await platform.store.run(read) if engine in (None, v.engine) and has_tag(v.tags, tag)]
+    found = [v for v in await platform.store.read(read) if engine in (None, v.engine) and has_tag(v.tags, tag)]
     return page(found, limit, cursor, lambda v: v.version, lambda v: str(v.version), read_number)
 
 
@@ -151,7 +151,7 @@ async def show_version(
         owner, row = platform.model(c, asked, model)
         return views.version(platform.version(c, row, number), row.name, owner.name)
 
-    return tagged(await platform.store.run(read))
+    return tagged(await platform.store.read(read))
 
 
 @post("/api/v1/models/{model:str}/versions", summary="Register a version")
