@@ -74,7 +74,7 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     loop = asyncio.get_running_loop()
     stop = watch_stop(loop)
     folder = Path(spec.data)
-    store = Store(open_store(f"sqlite:///{folder / 'headrace.db'}"))
+    store = Store(open_store(spec.database or f"sqlite:///{folder / 'headrace.db'}"))
     urls = {"url": spec.http_url, "grpc_url": spec.grpc_url, "control_url": f"http://{spec.host}:{spec.port}"}
     await store.run(lambda c: bootstrap(c, folder / "credentials.toml", urls))
     artifacts = Artifacts(folder / "artifacts", spec.artifact_max_bytes)

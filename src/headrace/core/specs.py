@@ -124,6 +124,8 @@ class ControlSpec(msgspec.Struct, frozen=True):
     http_url: str = ""
     grpc_url: str = ""
     """Where the data plane listens, told to clients by /api/v1/status."""
+    database: str = ""
+    """URL of a PostgreSQL database, its password perhaps a reference (`core.secret`); empty: SQLite in the folder."""
 
 
 class ExaminationRequest(msgspec.Struct, frozen=True):

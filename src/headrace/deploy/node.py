@@ -137,6 +137,7 @@ class Node:
                     s.drain_s,
                     self.url("http"),
                     self.url("grpc"),
+                    s.database,
                 ),
             )
         }
