@@ -31,13 +31,14 @@ engine, who = connect(sys.argv[1]), sys.argv[2]
 chance = random.Random(int(who))
 for n in range({TRANSACTIONS}):
     with transaction(engine) as c:
-        accounts.create_key(c, 0, "viewer", who)
         model = registry.ensure_model(c, 0, "shared").id
         number = (registry.latest_version(c, model) or 0) + 1
         changes.append(c, who, Record("version.register", "default", f"shared@{{number}}"), None)
         time.sleep(chance.random() / 200)  # numbers are drawn, and not committed yet
         row = (model, number, "onnx", "0" * 64, 1, "", Signature((), ()), EngineOptions(), {{}}, {{}}, "", now(), who)
         registry.add_version(c, VersionRow(*row))
+        accounts.create_key(c, 0, "viewer", who)
+        time.sleep(chance.random() / 200)
 """
 
 
