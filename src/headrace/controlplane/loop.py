@@ -16,6 +16,7 @@ from headrace.controlplane.publisher import Publisher
 from headrace.controlplane.routing_state import ModelState
 from headrace.controlplane.settle import due, settle
 from headrace.controlplane.store import Store
+from headrace.core.errors import Unavailable
 from headrace.core.specs import ReplicaSpec, ServedVersion
 from headrace.deploy.fleet import replica_id
 from headrace.deploy.local import LocalFleet
@@ -75,6 +76,10 @@ class Manager:
             self._woken.clear()
             try:
                 plan = await self.tick()
+            except Unavailable as error:  # the store is away: what runs goes on as it is, until it can be read again
+                log.warning("the deployment manager waits: %s", error.message)
+                pause = TICK_S
+                continue
             except Exception:
                 log.exception("a tick of the deployment manager failed")
                 pause = TICK_S

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -27,6 +27,7 @@ from headrace.core.errors import (
     NotFound,
     PreconditionFailed,
     Unauthenticated,
+    Unavailable,
 )
 from headrace.core.names import did_you_mean
 from headrace.core.resources import (
@@ -219,7 +220,8 @@ class Platform:
                 return outcome
             outcome.change.effective, outcome.change.effective_ms = effect.effective, round(effect.milliseconds, 3)
             if key is not None and not secret:
-                await self.store.run(lambda c: changes.complete(c, actor, key, encode(outcome)))
+                with suppress(Unavailable):  # then it is given again as it stood at the commit
+                    await self.store.run(lambda c: changes.complete(c, actor, key, encode(outcome)))
             return outcome
 
 

@@ -69,7 +69,7 @@ def open_store(url: str) -> Engine:
 
 
 class Store:
-    """Runs transactions in threads of its own: one over SQLite, as many as there are connections over PostgreSQL.
+    """Runs transactions in threads of its own: one for all that may write, and over PostgreSQL others for reading.
 
     Args:
         engine: of the database.
@@ -81,7 +81,8 @@ class Store:
         self.embedded = engine.dialect.name == "sqlite"
         """The database is ours alone."""
         self._limit_s = limit_s
-        self._threads = ThreadPoolExecutor(1 if self.embedded else POOL_SIZE, "store")
+        self._writer = ThreadPoolExecutor(1, "store")
+        self._readers = self._writer if self.embedded else ThreadPoolExecutor(POOL_SIZE - 1, "store-read")
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         """`work` in a transaction that may write; committed (and synced) when this returns.
@@ -90,20 +91,21 @@ class Store:
             Unavailable: the database cannot be reached or written; its message says whether anything was changed.
             InvalidInput: the database does not take a value.
         """
-        return await self._submit(work, transaction)
+        return await self._submit(self._writer, work, transaction)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """`work` in a transaction that only reads: it waits for nobody who writes. Raises as `run`."""
-        return await self._submit(work, reading)
+        return await self._submit(self._readers, work, reading)
 
-    async def _submit(self, work: Callable[[Connection], T], kind: Kind) -> T:
+    async def _submit(self, threads: ThreadPoolExecutor, work: Callable[[Connection], T], kind: Kind) -> T:
         end = time.monotonic() + self._limit_s
-        future = self._threads.submit(self._transact, work, kind, end)
+        future = threads.submit(self._transact, work, kind, end)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self._limit_s)
         except TimeoutError:
             log.error("the store has not answered in %g s", self._limit_s)
-            raise Unavailable(f"the store does not answer; {UNKNOWN if kind is transaction else NOTHING}") from None
+            begun = kind is transaction and not future.cancelled()
+            raise Unavailable(f"the store does not answer; {UNKNOWN if begun else NOTHING}") from None
 
     def _transact(self, work: Callable[[Connection], T], kind: Kind, end: float) -> T:
         committing = False
@@ -124,5 +126,6 @@ class Store:
 
     def close(self) -> None:
         """Finish what runs and close the connections."""
-        self._threads.shutdown(cancel_futures=True)
+        for threads in (self._writer, self._readers):
+            threads.shutdown(cancel_futures=True)
         self.engine.dispose()
