@@ -25,9 +25,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def new_database(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[], str]:
+def new_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
     """Makes databases with nothing in them: the URL of another at each call. What uses it runs on either kind."""
     if request.param == "postgres":
         server: PostgresServer = request.getfixturevalue("postgres")

