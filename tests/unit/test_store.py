@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from sqlalchemy import text
 
 from headrace.controlplane import accounts, changes
 from headrace.controlplane.changes import Answered, Record
+from headrace.controlplane.copying import copy_store
 from headrace.controlplane.routing_state import read
 from headrace.controlplane.store import migration_config, open_store
 from headrace.core.database import connect, metadata, now, transaction
@@ -223,3 +225,31 @@ def test_an_artifact_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_what_is_no_digest_reaches_no_file(tmp_path: Path, digest: str) -> None:
     with pytest.raises(InvalidInput):
         Artifacts(tmp_path, 1).path(digest)
+
+
+def test_a_store_is_copied_whole_and_goes_on_with_its_numbers(tmp_path: Path, new_database: Callable[[], str]) -> None:
+    source, target = f"sqlite:///{tmp_path / 'a.db'}", new_database()
+    engine = open_store(source)
+    with transaction(engine) as connection:
+        accounts.create_tenant(connection, "default", Quota())
+        key, text_ = accounts.create_key(connection, 0, "admin", "")
+        model = registry.ensure_model(connection, 0, "churn").id
+        change = changes.append(connection, "hr_a", Record("x", "default", "e", None, {"a": 1}), "why")
+        changes.remember(connection, "hr_a", "k", b"one", change, b"{}")
+        state = read(connection)
+    engine.dispose()
+    told: dict[str, int] = {}
+    assert copy_store(source, target, told.__setitem__) == sum(told.values())
+    assert told["tenants"] == told["keys"] == told["changes"] == 1 and told["revisions"] == 3
+    engine = open_store(target)
+    with transaction(engine) as connection:
+        copied = read(connection)
+        assert (copied.tenants, copied.keys, copied.models) == (state.tenants, state.keys, state.models)
+        assert accounts.key_by_text(connection, text_) == key
+        assert changes.replayed(connection, "hr_a", "k", b"one") == Answered(change, b"{}")
+        assert registry.ensure_model(connection, 0, "next").id == model + 1
+        assert changes.append(connection, "hr_a", Record("y", "default", "e"), None) == change + 1
+        assert read(connection, copied).revision == copied.revision + 1
+    engine.dispose()
+    with pytest.raises(Conflict, match="has rows already"):
+        copy_store(source, target, told.__setitem__)

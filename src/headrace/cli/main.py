@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import headrace
-from headrace.cli import accounts, deployments, output, predict, registry, traffic
+from headrace.cli import accounts, database, deployments, output, predict, registry, traffic
 from headrace.cli.options import Json
 from headrace.core.config import Settings, load, shown
 
@@ -138,6 +138,7 @@ predict.add_to(app)
 app.add_typer(accounts.tenants, name="tenants")
 app.add_typer(accounts.keys, name="keys")
 app.add_typer(config, name="config")
+app.add_typer(database.db, name="db")
 
 
 def main() -> None:
