@@ -144,3 +144,20 @@ def test_a_second_one_on_the_folder_or_the_port_is_refused_and_told_why(up: Call
             finally:
                 third.end()
     assert node.live() == 200
+
+
+def test_an_embedded_platform_ends_with_its_parent_however_that_ends(tmp_path: Path) -> None:
+    source = f"""
+import sys
+from headrace.client.serve import Platform
+platform = Platform({str(tmp_path / "data")!r})
+print("up", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == b"up\n"
+        info = msgspec.json.decode((tmp_path / "data" / "node.json").read_bytes(), type=NodeInfo)
+        pids = [info.pid, info.control_pid, *info.router_pids]
+        assert all(map(runs, pids))
+        parent.kill()
+    until(lambda: not any(map(runs, pids)), "everything to end")

@@ -158,6 +158,19 @@ def test_a_version_with_traffic_is_not_undeployed(served: Control) -> None:
     assert problem.status == 409 and "of the traffic" in problem.detail and problem.hint is not None
 
 
+def test_all_deployments_together_want_no_more_replicas_than_there_may_be(
+    served: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.platform, "replicas_max", 4)
+    for verb, path, body in (
+        ("POST", "/deployments", {"model": "echo@3", "replicas": 5}),
+        ("PATCH", "/deployments/echo@1", {"replicas": 200}),
+    ):
+        problem = served.refused(verb, path, body)
+        assert (problem.status, problem.field) == (409, "replicas")
+        assert "of at most 4 are wanted already" in problem.detail
+
+
 def test_an_idempotency_key_does_a_thing_once(served: Control) -> None:
     headers = {"idempotency-key": "deploy-3"}
     first = served.do("POST", "/deployments", {"model": "echo@3"}, headers=headers)
@@ -246,7 +259,7 @@ def test_a_revoked_key_opens_nothing(served: Control) -> None:
         ("POST", "/models/echo/versions", {"digest": "../../etc", "file_name": "a.onnx"}, 400, "digest"),
         ("POST", "/models/echo/versions", {"digest": "0" * 64, "file_name": "../a.onnx"}, 400, "file_name"),
         ("POST", "/models/echo/versions", {"digest": "0" * 64, "file_name": "a.exe"}, 400, "file_name"),
-        ("POST", "/models/echo/versions", {"digest": "0" * 64, "file_name": "a.pkl"}, 422, "options.trust"),
+        ("POST", "/models/echo/versions", {"digest": "0" * 64, "file_name": "a.pkl"}, 404, "digest"),
     ],
 )
 def test_bad_input_names_its_field(

@@ -258,7 +258,7 @@ def test_the_async_client_does_what_the_sync_one_does(platform: Platform, echo: 
             assert [float(one.array[0, 0]) for one in found] == [k + 77.0 for k in range(50)]
             with pytest.raises(errors.NotFound):
                 await client.predict("absent", [[1.0]])
-            await client.deployments.remove("side@1")
+            await client.deployments.remove("side@1", force=True)
 
     asyncio.run(work())
 
@@ -272,7 +272,7 @@ def test_objects_are_pushed_as_they_are(platform: Platform) -> None:
     reply = client.predict("object", rows[:5])
     np.testing.assert_allclose(reply.array, model.predict_proba(rows[:5].astype(np.float64)), rtol=1e-6)
     assert client.models.push("object", model, outputs=["probabilities"]).result.version == 1
-    client.deployments.remove("object@1")
+    client.deployments.remove("object@1", force=True)
 
 
 def test_serving_and_pushing_work_where_an_event_loop_runs_as_in_a_notebook(

@@ -74,7 +74,7 @@ def test_a_line_for_a_line(tmp_path):
     assert "not a request" in no_json["error"]["message"]
     assert "`path`" in no_path["error"]["message"]
     assert "`batch_limit`" in option["error"]["message"]
-    assert signature["error"]["field"] == "signature.outputs"
+    assert signature["error"]["field"] == "signature.inputs"
     assert engine["error"]["field"] == "engine"
     assert last["signature"]["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [-1, 1]}]
 

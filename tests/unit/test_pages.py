@@ -41,7 +41,8 @@ def test_the_page_has_every_command_and_no_other() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_on_the_page(name: str) -> None:
-    given = {o for p in COMMANDS[name].params if p.param_type_name == "option" for o in (*p.opts, *p.secondary_opts)}
+    options = [p for p in COMMANDS[name].params if p.param_type_name == "option" and not p.hidden]
+    given = {o for p in options for o in (*p.opts, *p.secondary_opts)}
     told = set(re.findall(r"`(--[a-z-]+)`", "\n".join(re.findall(r"^- .*$", sections()[name], flags=re.MULTILINE))))
     assert told == given - {"--help"}
 
@@ -49,7 +50,7 @@ def test_every_option_is_on_the_page(name: str) -> None:
 def test_every_setting_is_on_its_page_and_an_option_of_up() -> None:
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", (DOCS / "configuration.md").read_text(), flags=re.MULTILINE)
     assert rows == [(name, f"HEADRACE_{name.upper()}") for name in Settings.__struct_fields__]
-    assert {p.name for p in COMMANDS["up"].params} - {"file"} == set(Settings.__struct_fields__)
+    assert {p.name for p in COMMANDS["up"].params if not p.hidden} - {"file"} == set(Settings.__struct_fields__)
 
 
 def test_every_operation_and_error_is_on_the_sdk_page() -> None:

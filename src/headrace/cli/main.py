@@ -48,16 +48,21 @@ def up(
     header_timeout_s: Annotated[float | None, typer.Option(help="Slow requests get 408 after it.")] = None,
     max_connections: Annotated[int | None, typer.Option(help="Connections per router process.")] = None,
     artifact_max_bytes: Annotated[int | None, typer.Option(help="Largest artifact.")] = None,
+    replicas_max: Annotated[int | None, typer.Option(help="Replicas that all deployments together may want.")] = None,
     drain_s: Annotated[float | None, typer.Option(help="How long replicas and routers finish what they have.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    with_parent: Annotated[bool, typer.Option(hidden=True)] = False,
     file: SettingsFile = None,
 ) -> None:
-    """Start the platform on this machine; Ctrl-C drains and stops it."""
-    given = {name: value for name, value in locals().items() if name != "file"}
+    """Start the platform on this machine; Ctrl-C drains and stops it.
+
+    With --with-parent (for `headrace.serve`) it also stops at the end of its standard input, however its parent ended.
+    """
+    given = {name: value for name, value in locals().items() if name not in ("file", "with_parent")}
     loaded = load(file, os.environ, given)
     from headrace.deploy.node import run_node  # the platform itself, which no other command needs
 
-    raise SystemExit(run_node(loaded.settings))
+    raise SystemExit(run_node(loaded.settings, with_parent))
 
 
 @app.command()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
@@ -54,6 +55,17 @@ def done(client: Client, text: str, change: ChangeRef) -> None:
         console.print("not yet in effect on every router; it will follow: headrace status", style="yellow")
     if change.undo:
         console.print(f"undo: {change.undo}", style="dim")
+
+
+@contextmanager
+def upload_bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar, and what to tell it: bytes sent, and bytes in all. None is shown where nobody looks."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("uploading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, transient=True, disable=quiet or not sys.stdout.isatty()) as bar:
+        task = bar.add_task("upload", total=None)
+        yield lambda sent, total: bar.update(task, completed=sent, total=total)
 
 
 def weights(split: dict[str, float]) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
 import headrace
-from headrace.cli import output
+from headrace.cli import imports, output
 from headrace.cli.options import Json, Model, Tenant, numbers, one_of, pairs, qualified
 from headrace.core.resources import Engine
 
@@ -35,14 +34,10 @@ def push(
     json: Json = False,
 ) -> None:
     """Register a new version of a model."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("uploading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     chosen: Any = engine
     missing: Any = nan
     with headrace.Client() as client:
-        with Progress(*columns, transient=True, disable=json or not sys.stdout.isatty()) as bar:
-            task = bar.add_task("upload", total=None)
+        with output.upload_bar(json) as progress:
             outcome = client.models.push(
                 qualified(model, tenant),
                 path,
@@ -54,7 +49,7 @@ def push(
                 metrics=numbers(metric, "--metric"),
                 tags=pairs(tag, "--tag"),
                 description=description,
-                progress=lambda sent, total: bar.update(task, completed=sent, total=total),
+                progress=progress,
             )
         if json:
             return output.json(outcome)
@@ -65,6 +60,9 @@ def push(
             for spec in specs:
                 output.console.print(f"  {kind} {spec.name} {spec.datatype} {list(spec.shape)}")
         output.console.print(f"next: headrace deploy {name}", style="dim")
+
+
+imports.add_to(models)
 
 
 @models.command("list")

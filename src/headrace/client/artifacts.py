@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import tarfile
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import msgspec
 
 from headrace.core.errors import InvalidInput
 from headrace.core.resources import Engine
+from headrace.registry import tar
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +57,8 @@ def digest_of(path: Path) -> str:
 def _from_path(path: Path) -> Packed:
     if path.is_dir():
         fd, name = tempfile.mkstemp(prefix="headrace-artifact-", suffix=".tar")
-        with os.fdopen(fd, "wb") as file, tarfile.open(fileobj=file, mode="w") as archive:
-            # The same folder must give the same bytes: names sorted, owners and times left out.
-            for item in sorted(path.rglob("*")):
-                if item.is_file() and "__pycache__" not in item.parts:
-                    info = archive.gettarinfo(item, str(item.relative_to(path)))
-                    info.mtime = info.uid = info.gid = 0
-                    info.uname = info.gname = ""
-                    with item.open("rb") as source:
-                        archive.addfile(info, source)
+        os.close(fd)
+        tar.write(Path(name), tar.files_in(path))
         return Packed(Path(name), f"{path.name}.tar", digest_of(Path(name)), "python", False, True)
     if not path.exists():
         raise InvalidInput(f"path: {path} does not exist", field="path")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 
 import httpx
 
-from headrace.client import calls, flows
+from headrace.client import calls, flows, imports
 from headrace.client.calls import Call
 from headrace.client.config import Access, resolve
 from headrace.client.flows import Answer, Flow, Lost, Memory, Send
@@ -83,6 +83,7 @@ class Models(Bound[D]):
     """The registry."""
 
     push = operation(flows.push)
+    import_ = operation(imports.import_)
     list = operation(flows.list_models)
     show = one(calls.show_model)
     update = one(calls.update_model)

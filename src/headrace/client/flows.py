@@ -260,7 +260,7 @@ def push(
     """
     packed = artifacts.pack(what)
     try:
-        yield from _upload(memory, packed, progress)
+        yield from upload(memory, packed, progress)
     finally:
         if packed.temporary:
             packed.path.unlink(missing_ok=True)
@@ -286,7 +286,7 @@ def options_of(
     return EngineOptions(tuple(outputs or ()), nan or default, 256 if batch_max is None else batch_max, trust)
 
 
-def _upload(memory: Memory, packed: artifacts.Packed, progress: Progress | None) -> Flow[None]:
+def upload(memory: Memory, packed: artifacts.Packed, progress: Progress | None) -> Flow[None]:
     """Send what the platform does not have yet."""
     path, size = f"/api/v1/artifacts/{packed.digest}", packed.path.stat().st_size
     known = yield from _patiently(memory, Send("control", "HEAD", path), True)

@@ -36,7 +36,11 @@ class Platform:
         command = [sys.executable, "-m", "headrace.cli.main", "up", "--data", str(self.folder)]
         ports = ["--http-port", "0", "--grpc-port", "0" if grpc else "-1", "--control-port", "0"]
         self._process = subprocess.Popen(
-            [*command, *ports], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True
+            [*command, *ports, "--with-parent"],
+            stdin=subprocess.PIPE,  # ends with this process, however it ends
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
         )
         atexit.register(self.stop)
         try:
@@ -68,6 +72,8 @@ class Platform:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         self._log.close()
         with contextlib.suppress(AttributeError):
             self.client.close()

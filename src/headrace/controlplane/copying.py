@@ -1,4 +1,4 @@
-"""A whole store copied into an empty one, whatever the two databases: how a platform moves from SQLite to PostgreSQL."""
+"""A whole store copied into an empty one: how a platform moves from SQLite to PostgreSQL."""
 
 from __future__ import annotations
 

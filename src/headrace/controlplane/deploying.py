@@ -35,6 +35,7 @@ async def deploy(platform: Platform, request: Request, body: DeploymentCreate) -
         before = deploy_store.find(c, model.id, version)
         if before is not None and body.replicas == 0:
             must_not_serve(platform, c, model, version, f"headrace scale {entity} 0 --force")
+        must_fit(platform, c, body.replicas - (before.replicas if before else 0))
         deploy_store.create(c, model.id, version, body.replicas, body.threads, share)
         undo = f"headrace scale {entity} {before.replicas}" if before else f"headrace undeploy {entity}"
         after = {"replicas": body.replicas, "threads": body.threads, "traffic_percent": share}
@@ -61,6 +62,7 @@ async def scale(
         request.match(views.tag(show_deployment(platform, c, request, name, version)))
         if replicas == 0 and not force:
             must_not_serve(platform, c, model, version, f"headrace scale {entity} 0 --force")
+        must_fit(platform, c, replicas - before.replicas)
         deploy_store.scale(c, before, replicas)
         undo = f"headrace scale {entity} {before.replicas}"
         return Record(
@@ -95,6 +97,17 @@ async def undeploy(
         return Deployment(name, record.tenant, version, "stopped", 0, 0, 0, "undeployed", [], 0.0, created_at)
 
     return await platform.mutate(request, work, show, Deployment)
+
+
+def must_fit(platform: Platform, c: Connection, more: int) -> None:
+    """Raises Conflict where all deployments together would then want more replicas than there may be."""
+    wanted = deploy_store.replicas_wanted(c)
+    if more > 0 and wanted + more > platform.replicas_max:
+        raise Conflict(
+            f"replicas: {more} more, and {wanted} of at most {platform.replicas_max} are wanted already",
+            field="replicas",
+            hint="scale another deployment down, or raise the setting replicas_max",
+        )
 
 
 def must_not_serve(platform: Platform, c: Connection, model: ModelRow, version: int, force: str) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import cast
 
 import httpx
 from litestar.enums import ScopeType
@@ -122,7 +121,7 @@ class Forwarding:
             await _refuse(scope, receive, send, "no control plane leads at this moment")
             return
         try:
-            await self._forward(lease, cast(HTTPScope, scope), receive, send)
+            await self._forward(lease, scope, receive, send)
         except httpx.ConnectError:
             await _refuse(scope, receive, send, "the control plane that leads does not answer; another will lead soon")
 

@@ -22,11 +22,13 @@ from headrace.core.errors import Unavailable
 from headrace.core.specs import ReplicaSpec, ServedVersion
 from headrace.deploy.fleet import replica_id
 from headrace.deploy.local import LocalFleet
-from headrace.deploy.reconcile import Memory, Plan, Standing, Target, Want, reconcile
+from headrace.deploy.reconcile import STARTING, Memory, Plan, Standing, Target, Want, reconcile
 from headrace.registry.artifacts import Artifacts
 
 log = logging.getLogger("headrace.deploy")
 TICK_S = 1.0
+STARTS_MAX = 2 * (os.cpu_count() or 1)
+"""Replicas that start at the same time: more would only slow each other, and those that serve, down."""
 START_SEEN_S = 5.0
 """A replica that was asked for and has not shown by then was never started: it is asked for anew."""
 
@@ -141,7 +143,8 @@ class Manager:
         for replica in plan.forget:
             await self._fleet.forget(replica)
         by_name = {model.id: model for model in models}
-        for target in plan.start:
+        starting = sum(status.state in STARTING for status in self._fleet.statuses())
+        for target in plan.start[: max(STARTS_MAX - starting, 0)]:  # the rest at a next look: a model of it is restless
             spec = self._spec(by_name[target[0]], target)
             self._starting[spec.id] = now + START_SEEN_S
             await self._fleet.start(spec)

@@ -96,6 +96,7 @@ async def serve(spec: ControlSpec, events: Events) -> None:
         Woken(fleet, manager),
         metrics,
         lambda: manager.standings,
+        spec.replicas_max,
         spec.http_url,
         spec.grpc_url,
     )

@@ -40,7 +40,7 @@ IF_MATCH = {
     "in": "header",
     "required": False,
     "description": "Only if the resource is still as at this ETag of its GET.",
-    "schema": {"type": "string", "pattern": '^("[0-9a-f]{1,16}"|\\*)$'},
+    "schema": {"type": "string"},
     "example": '"3"',
 }
 

@@ -80,7 +80,7 @@ class Request:
 
     def match(self, current: str) -> None:
         """Raises PreconditionFailed unless If-Match, where it was sent, names the tag `current`."""
-        tags = [one.strip().removeprefix('"').removesuffix('"') for one in (self.if_match or "*").split(",")]
+        tags = [one.strip().strip('"') for one in ("*" if self.if_match is None else self.if_match).split(",")]
         if "*" not in tags and current not in tags:
             raise PreconditionFailed(
                 f'If-Match: it is at "{current}" now, not at {self.if_match}',
@@ -93,6 +93,7 @@ class Platform:
     """The use cases.
 
     Args:
+        replicas_max: how many all deployments together may want.
         url: where inference is to be had over HTTP, and `grpc_url` over gRPC (empty: not at all).
     """
 
@@ -105,6 +106,7 @@ class Platform:
         fleet: Fleet,
         telemetry: Telemetry,
         standings: Callable[[], dict[Target, Standing]],
+        replicas_max: int = 256,
         url: str = "",
         grpc_url: str = "",
     ) -> None:
@@ -115,6 +117,7 @@ class Platform:
         self.fleet = fleet
         self.telemetry = telemetry
         self.standings = standings
+        self.replicas_max = replicas_max
         self.url, self.grpc_url = url, grpc_url
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         """(actor, idempotency key) -> whoever is at work under it."""

@@ -8,7 +8,7 @@ from headrace.controlplane import changes, views
 from headrace.controlplane.changes import Record
 from headrace.controlplane.platform import Platform, Request, version_in
 from headrace.core.database import now
-from headrace.core.errors import NotFound, Unprocessable
+from headrace.core.errors import Forbidden, NotFound, Unprocessable
 from headrace.core.names import check_name
 from headrace.core.resources import Engine, Outcome, Version, VersionCreate
 from headrace.core.specs import Examination, ExaminationRequest
@@ -18,10 +18,12 @@ from headrace.registry.store import VersionRow
 
 
 async def register(platform: Platform, request: Request, name: str, body: VersionCreate) -> Outcome[Version]:
-    """Register a version. Raises InvalidInput, NotFound, Unprocessable."""
+    """Register a version. Raises InvalidInput, NotFound, Unprocessable; Forbidden where a developer says to trust."""
     request.principal.need("developer")
     check_name(name, "model")
     engine = registration.check(body)
+    if body.options is not None and body.options.trust:
+        _need_trust(request)
     size = platform.artifacts.size(body.digest)
     if size is None:
         raise NotFound(
@@ -58,6 +60,18 @@ async def register(platform: Platform, request: Request, name: str, body: Versio
     return await platform.mutate(request, work, show, Version)
 
 
+def _need_trust(request: Request) -> None:
+    """That an artifact may run code of whoever made it is an operator's to say. Raises Forbidden."""
+    try:
+        request.principal.need("operator")
+    except Forbidden as error:
+        raise Forbidden(
+            f"options.trust: {error.message}",
+            field="options.trust",
+            hint="store the model without code (skops, ONNX), or have an operator register it",
+        ) from None
+
+
 def _add_version(
     platform: Platform,
     c: Connection,
@@ -90,7 +104,8 @@ def _add_version(
             request.principal.key,
         ),
     )
-    return Record("version.register", tenant.name, f"{name}@{number}", None, {"digest": body.digest})
+    after = {"digest": body.digest, "engine": engine, "trust": found.options.trust}
+    return Record("version.register", tenant.name, f"{name}@{number}", None, after)
 
 
 def _same_as_latest(
@@ -103,4 +118,7 @@ def _same_as_latest(
     if row is None or (row.digest, row.engine) != (body.digest, engine):
         return None
     same = body.options is None or body.options == row.options
-    return row.version if same and (body.signature is None or body.signature == row.signature) else None
+    given = body.signature
+    if given is not None:  # its outputs may be left to the model
+        same = same and given.inputs == row.signature.inputs and given.outputs in ((), row.signature.outputs)
+    return row.version if same else None

@@ -56,6 +56,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """HTTP connections per router process, or calls at once over gRPC; more are refused."""
     artifact_max_bytes: int = 8 << 30
     """Largest artifact that may be put."""
+    replicas_max: int = 256
+    """Replicas that all deployments together may want: each is a process."""
     drain_s: float = 30.0
     """How long a replica or router finishes what it has after being told to stop."""
     log_level: str = "info"
@@ -73,6 +75,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "header_timeout_s": (0.1, 86_400),
     "max_connections": (1, 1_000_000),
     "artifact_max_bytes": (1, 1 << 50),
+    "replicas_max": (1, 1_000_000),
     "drain_s": (0, 86_400),
 }
 """Least and most of each setting that is a number."""

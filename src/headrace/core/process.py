@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 
 import msgspec
 
@@ -41,12 +43,18 @@ def watch_stop(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
     """An event that is set at SIGTERM or when standard input ends."""
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
+    watch_input(loop, stop.set)
+    return stop
+
+
+def watch_input(loop: asyncio.AbstractEventLoop, ended: Callable[[], object]) -> None:
+    """Have the loop call `ended` when standard input ends: whoever held the other end is gone."""
 
     def wait_for_end() -> None:
         while os.read(sys.stdin.fileno(), 4096):
             pass
-        loop.call_soon_threadsafe(stop.set)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: it ended first
+            loop.call_soon_threadsafe(ended)
 
     # A thread, not a reader on the loop: standard input may be a file, which an event loop cannot watch.
     threading.Thread(target=wait_for_end, name="stdin", daemon=True).start()
-    return stop

@@ -15,7 +15,7 @@ Role = Literal["viewer", "developer", "operator", "admin"]
 ROLES: tuple[Role, ...] = ("viewer", "developer", "operator", "admin")
 """Each may do what those before it may. viewer: read and predict; developer: register; operator: deploy, scale, route;
 admin: tenants and keys, of every tenant."""
-Engine = Literal["onnx", "xgboost", "lightgbm", "sklearn", "python"]
+Engine = Literal["onnx", "xgboost", "lightgbm", "sklearn", "python", "torch"]
 DeploymentState = Literal["requested", "starting", "ready", "draining", "stopped", "failed"]
 
 

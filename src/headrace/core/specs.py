@@ -120,6 +120,7 @@ class ControlSpec(msgspec.Struct, frozen=True):
     """Folder for the replicas' sockets (short: a socket's path may have 107 bytes)."""
     anonymous_tenant: str = ""
     artifact_max_bytes: int = 8 << 30
+    replicas_max: int = 256
     drain_s: float = 30.0
     http_url: str = ""
     grpc_url: str = ""

@@ -21,7 +21,7 @@ import msgspec
 from headrace.core.config import Settings
 from headrace.core.errors import HeadraceError, InvalidInput
 from headrace.core.logs import configure
-from headrace.core.process import thread_limits
+from headrace.core.process import thread_limits, watch_input
 from headrace.core.specs import (
     ControlSpec,
     ProcessEvent,
@@ -149,6 +149,7 @@ class Node:
             str(self.run),
             s.anonymous_tenant,
             s.artifact_max_bytes,
+            s.replicas_max,
             s.drain_s,
             self.url("http"),
             self.url("grpc"),
@@ -353,8 +354,8 @@ async def hold_ports(settings: Settings, folder: Path) -> tuple[list[socket.sock
     return held, ports
 
 
-async def serve(settings: Settings, folder: Path) -> int:
-    """Run the node until it is told to stop."""
+async def serve(settings: Settings, folder: Path, with_parent: bool) -> int:
+    """Run the node until it is told to stop, or standard input ends where the parent holds it."""
     held, ports = await hold_ports(settings, folder)
     run = run_folder(folder)
     new_quota(run)
@@ -370,6 +371,8 @@ async def serve(settings: Settings, folder: Path) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted)
+    if with_parent:
+        watch_input(loop, node.stopping.set)
     server = await asyncio.start_unix_server(node.connected, str(run / "node.sock"), limit=LINE_MAX)
     os.chmod(run / "node.sock", 0o600)
     telling = loop.create_task(node.tell())
@@ -414,8 +417,8 @@ async def announce(node: Node, wanted: set[str]) -> None:
     print("\n".join(lines), flush=True)
 
 
-def run_node(settings: Settings) -> int:
-    """Run a node until Ctrl-C or SIGTERM; returns the exit code.
+def run_node(settings: Settings, with_parent: bool = False) -> int:
+    """Run a node until Ctrl-C or SIGTERM, or with its parent until that is gone; returns the exit code.
 
     Raises:
         HeadraceError: the folder or a port cannot be had.
@@ -432,4 +435,4 @@ def run_node(settings: Settings) -> int:
     except OSError as error:
         raise HeadraceError(f"data: {folder}: {error.strerror}", field="data") from None
     with held:
-        return asyncio.run(serve(settings, folder))
+        return asyncio.run(serve(settings, folder, with_parent))

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import Boolean, Column, Connection, Float, ForeignKey, Integer, String, Table, insert, select, update
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    ForeignKey,
+    Integer,
+    String,
+    Table,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from headrace.core import revisions
 from headrace.core.database import metadata, now
@@ -45,6 +58,12 @@ def list_all(connection: Connection, of: Collection[int] | None = None) -> list[
     return [
         Desired(*row) for row in connection.execute(query if of is None else query.where(deployments.c.model.in_(of)))
     ]
+
+
+def replicas_wanted(connection: Connection) -> int:
+    """By all deployments together."""
+    found: int | None = connection.execute(select(func.sum(deployments.c.replicas))).scalar()
+    return found or 0
 
 
 def find(connection: Connection, model: int, version: int) -> Desired | None:

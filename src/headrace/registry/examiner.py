@@ -67,7 +67,7 @@ class Examiner:
         Raises:
             Unprocessable: the artifact crashes the process, or takes too long.
         """
-        if request.engine == "python" or (request.options is not None and request.options.trust):
+        if request.engine in ("python", "torch") or (request.options is not None and request.options.trust):
             async with self._fresh:
                 process = await self._start()
                 try:

@@ -1,11 +1,11 @@
-"""What is known of a version before its artifact is opened: its engine, and that nobody has to trust it. Pure."""
+"""What is known of a version before its artifact is opened: its engine. Pure."""
 
 from __future__ import annotations
 
 import math
 from pathlib import PurePosixPath
 
-from headrace.core.errors import InvalidInput, Unprocessable
+from headrace.core.errors import InvalidInput
 from headrace.core.resources import Engine, VersionCreate
 from headrace.registry.artifacts import check_digest
 
@@ -21,8 +21,9 @@ ENGINE_OF_SUFFIX: dict[str, Engine] = {
     ".joblib": "sklearn",
     ".py": "python",
     ".tar": "python",
+    ".pt": "torch",
+    ".pt2": "torch",
 }
-PICKLES = (".pkl", ".joblib")
 BATCH_MAX = 65_536
 """Rows that `options.batch_max` may allow at most."""
 
@@ -32,7 +33,6 @@ def check(create: VersionCreate) -> Engine:
 
     Raises:
         InvalidInput: a field that is out of range, or a file name that tells no engine.
-        Unprocessable: a pickle that nobody said to trust.
     """
     check_digest(create.digest)
     name = create.file_name
@@ -44,14 +44,7 @@ def check(create: VersionCreate) -> Engine:
     if create.options is not None and not 1 <= create.options.batch_max <= BATCH_MAX:
         given = create.options.batch_max
         raise InvalidInput(f"options.batch_max: {given}, expected 1 to {BATCH_MAX} rows", field="options.batch_max")
-    suffix = PurePosixPath(name).suffix.lower()
-    if suffix in PICKLES and not (create.options is not None and create.options.trust):
-        raise Unprocessable(
-            f"{name}: a pickle executes code when it is loaded, and nobody said to trust this one",
-            field="options.trust",
-            hint="store the model with skops or convert it to ONNX; or trust it: headrace models push ... --trust",
-        )
-    engine = create.engine or ENGINE_OF_SUFFIX.get(suffix)
+    engine = create.engine or ENGINE_OF_SUFFIX.get(PurePosixPath(name).suffix.lower())
     if engine is None:
         raise InvalidInput(
             f"file_name: {name!r} tells no engine",

@@ -18,6 +18,7 @@ DEFAULTS: dict[str, EngineOptions] = {
     "onnx": EngineOptions(nan="reject"),
     "sklearn": EngineOptions(nan="reject"),
     "python": EngineOptions(nan="reject"),
+    "torch": EngineOptions(nan="reject"),
     # Gradient-boosted trees are trained with missing values and route them themselves.
     "xgboost": EngineOptions(nan="allow"),
     "lightgbm": EngineOptions(nan="allow"),
@@ -49,7 +50,8 @@ def load(
         engine: its engine's name, a key of `DEFAULTS`.
         path: the file. Its format is told by its content.
         options: None for the engine's defaults.
-        signature: what the version says of itself; checked against the model. None to read it out of the model.
+        signature: what the version says of itself; checked against the model. None to read it out of the model;
+            without outputs, these are the model's own.
         threads: of the engine within one run.
 
     Raises:
@@ -59,7 +61,7 @@ def load(
     adapter = _adapter(engine)
     options = DEFAULTS[engine] if options is None else options
     if signature is not None:
-        check(signature)
+        check(signature, partly=True)
     artifact.head(path)
     try:
         loaded = adapter(path, options, signature, threads)
@@ -96,7 +98,24 @@ def _adapter(engine: str) -> Adapter:
             from headrace.server.engines.python import PythonEngine
 
             return PythonEngine
+        case "torch":
+            return _torch()
     raise InvalidInput(f"engine: {engine!r}, expected one of {', '.join(DEFAULTS)}", field="engine")
+
+
+def _torch() -> Adapter:
+    """The engine of the extra `torch`. Raises Unprocessable where it is not installed."""
+    try:
+        from headrace.server.engines.torch import TorchEngine
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise Unprocessable(
+            "the torch engine needs PyTorch, which this platform does not have",
+            field="engine",
+            hint="install it where the platform runs: pip install 'headrace[torch]'; or export the model to ONNX",
+        ) from None
+    return TorchEngine
 
 
 def verify(path: Path, digest: str) -> None:

@@ -11,8 +11,10 @@ import onnxruntime as ort
 from headrace.core.errors import InvalidInput, Unprocessable
 from headrace.core.schema import Signature, TensorSpec
 from headrace.core.specs import EngineOptions
-from headrace.server.engines.artifact import head
+from headrace.registry.importers.onnx import MODEL_IN_TAR, check_locations
+from headrace.server.engines.artifact import head, kind_of
 from headrace.server.engines.port import Array, example
+from headrace.server.engines.python import extract
 from headrace.server.engines.tensors import select, settle, to_bytes, to_text
 
 DATATYPE_OF = {
@@ -31,7 +33,7 @@ DATATYPE_OF = {
     "tensor(string)": "BYTES",
 }
 _NO_ZIPMAP = "convert a classifier with options={'zipmap': False}, so that its probabilities are a tensor"
-_ONE_FILE = "save it as one file: onnx.save(onnx.load('model.onnx'), 'whole.onnx', save_as_external_data=False)"
+_ONE_FILE = "import it, which makes one file of it: headrace models import model.onnx"
 
 
 class OnnxEngine:
@@ -46,7 +48,7 @@ class OnnxEngine:
         settings.log_severity_level = 3
         if head(path)[4:8] == b"ORTM":  # it goes by the extension otherwise, and artifacts have none
             settings.add_session_config_entry("session.load_model_format", "ORT")
-        session = _open(path, settings)
+        session = _open_tar(path, settings) if kind_of(path) == "tar" else _open(path, settings)
         self._inputs = tuple(node.name for node in session.get_inputs())
         self._text_in: tuple[int, ...] = ()
         own = _measured(session, Signature(_inputs(session), _outputs(session, options.outputs)))
@@ -88,6 +90,22 @@ def _open(path: Path, settings: ort.SessionOptions) -> ort.InferenceSession:
             if "external data" not in str(error).lower():
                 raise
     raise Unprocessable("the model keeps weights in another file", field="digest", hint=_ONE_FILE)
+
+
+def _open_tar(path: Path, settings: ort.SessionOptions) -> ort.InferenceSession:
+    """A session of a model that is too large for one file: unpacked, with its weights, into a folder of its own.
+
+    The library maps the weights, so they stay when the folder is removed.
+    """
+    with tempfile.TemporaryDirectory(prefix="headrace-model-") as name:
+        model = extract(path, Path(name)) / MODEL_IN_TAR
+        if not model.is_file():
+            raise Unprocessable(f"the tar holds no {MODEL_IN_TAR}", field="digest")
+        try:
+            check_locations(model)
+        except Unprocessable as error:
+            raise Unprocessable(error.message, field="digest") from None
+        return ort.InferenceSession(str(model), settings, providers=["CPUExecutionProvider"])
 
 
 def _spec(node: ort.NodeArg) -> TensorSpec:

@@ -29,6 +29,7 @@ from typing import Any
 from headrace.core.errors import InvalidInput, PlatformFault, Unprocessable
 from headrace.core.schema import Signature, TensorSpec
 from headrace.core.specs import EngineOptions
+from headrace.registry import pickles
 from headrace.server.engines.artifact import kind_of
 from headrace.server.engines.port import Array
 from headrace.server.engines.tensors import check, conform, settle
@@ -91,11 +92,7 @@ class PythonEngine:
         kind = kind_of(path)
         if kind == "pickle":
             if not trust:
-                raise Unprocessable(
-                    "the artifact is a pickle, which can execute any code when loaded",
-                    field="options.trust",
-                    hint="push it with --trust if you trust whoever made it, or push its source as model.py",
-                )
+                raise pickles.refusal(path, "the artifact", "options.trust", "push its source as model.py")
             made = pickle.loads(path.read_bytes())
             model = made() if isinstance(made, type) else made
         elif kind in ("tar", "compressed"):

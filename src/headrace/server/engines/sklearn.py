@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from headrace.core.errors import InvalidInput, Unprocessable
 from headrace.core.schema import Signature, TensorSpec
 from headrace.core.specs import EngineOptions
+from headrace.registry import pickles
 from headrace.server.engines.artifact import kind_of
 from headrace.server.engines.port import Array, example
 from headrace.server.engines.tensors import check, conform, settle, spec_of, to_text
@@ -72,10 +73,8 @@ def _read(path: Path, trust: bool) -> Any:
         return skops.io.load(path, trusted=unknown)
     if kind in ("pickle", "compressed"):
         if not trust:
-            raise Unprocessable(
-                "the artifact is a pickle, which can execute any code when loaded",
-                field="options.trust",
-                hint=f"save it with skops.io.dump(model, 'model.skops'), or {TRUST_HINT}",
+            raise pickles.refusal(
+                path, "the artifact", "options.trust", "save it with skops.io.dump(model, 'model.skops')"
             )
         return joblib.load(path)
     raise Unprocessable("this is neither a .skops file nor a pickle", field="digest")
@@ -115,7 +114,7 @@ def _input(model: Any, given: Signature | None) -> TensorSpec:
             field="signature",
             hint='give it, e.g. inputs [{"name": "input", "datatype": "BYTES", "shape": [-1]}] for a text model',
         )
-    check(given)
+    check(given, partly=True)
     if len(given.inputs) != 1 or given.inputs[0].shape[:1] != (-1,):
         raise InvalidInput(
             "signature.inputs: a scikit-learn model takes one input, with a free first dimension",

@@ -29,7 +29,7 @@ def select(outputs: Sequence[TensorSpec], wanted: Sequence[str]) -> tuple[Tensor
 def settle(own: Signature, given: Signature | None, wanted: Sequence[str]) -> Signature:
     """The signature to serve: the model's own with the `wanted` outputs, or the given one if the model agrees to it.
 
-    A given signature may fix a dimension that the model leaves free, and nothing else.
+    A given signature may fix a dimension that the model leaves free, or leave its outputs out, and nothing else.
 
     Raises:
         InvalidInput: names the field of the signature that the model contradicts, or `options.outputs`.
@@ -37,7 +37,7 @@ def settle(own: Signature, given: Signature | None, wanted: Sequence[str]) -> Si
     settled = Signature(own.inputs, select(own.outputs, wanted))
     if given is None:
         return settled
-    given = Signature(given.inputs, select(given.outputs, wanted))
+    given = Signature(given.inputs, select(given.outputs, wanted) if given.outputs else settled.outputs)
     _agree(given.inputs, settled.inputs, "signature.inputs")
     _agree(given.outputs, settled.outputs, "signature.outputs")
     return given
@@ -67,10 +67,15 @@ def _names(specs: Sequence[TensorSpec]) -> str:
     return ", ".join(repr(spec.name) for spec in specs) or "none"
 
 
-def check(signature: Signature) -> None:
-    """Refuse a signature that cannot be served. Raises InvalidInput naming the field."""
+def check(signature: Signature, partly: bool = False) -> None:
+    """Refuse a signature that cannot be served. Raises InvalidInput naming the field.
+
+    Args:
+        signature: to look at.
+        partly: it may leave its outputs to the model.
+    """
     for field, specs in (("signature.inputs", signature.inputs), ("signature.outputs", signature.outputs)):
-        if not specs:
+        if not specs and not (partly and field == "signature.outputs"):
             raise InvalidInput(f"{field}: empty, at least one tensor is needed", field=field)
         if len({spec.name for spec in specs}) != len(specs):
             raise InvalidInput(f"{field}: {_names(specs)}: a name stands twice", field=field)

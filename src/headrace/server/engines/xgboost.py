@@ -53,7 +53,8 @@ class XgboostEngine:
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """See `Engine.run`."""
-        return [conform(self._predict(inputs[0]), self._output)]
+        # The library refuses an address that is no multiple of four, where a request's bytes may well begin.
+        return [conform(self._predict(np.require(inputs[0], requirements="A")), self._output)]
 
     def _predict(self, rows: Array) -> Array:
         check_table(rows, self._input)
