@@ -1,13 +1,11 @@
-"""The store and the artifact folder after kill -9 at a chosen moment: whole or as before, never in between."""
+"""The store after kill -9 at a chosen moment: whole or as before, never in between."""
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -16,7 +14,6 @@ from alembic.migration import MigrationContext
 from headrace.controlplane import accounts
 from headrace.controlplane.store import open_store
 from headrace.core.database import metadata, transaction
-from headrace.registry.artifacts import Artifacts
 
 
 def die(source: str, *arguments: str) -> str:
@@ -80,35 +77,3 @@ def test_what_was_committed_survives_and_what_was_not_does_not(url: str) -> None
     with transaction(engine) as connection:
         assert [tenant.name for tenant in accounts.list_tenants(connection)] == ["kept"]
     engine.dispose()
-
-
-@pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
-def test_an_artifact_whose_put_was_killed_is_not_there_and_can_be_put(tmp_path: Path, moment: str) -> None:
-    content = b"weights" * 10_000
-    digest = hashlib.sha256(content).hexdigest()
-    die(
-        """
-        import os, pathlib, signal, sys
-        from headrace.registry.artifacts import Artifacts
-
-        folder, digest, moment = sys.argv[1:]
-        die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        if moment != "write":
-            setattr(os, moment, die)
-        with Artifacts(pathlib.Path(folder), 1 << 20).put(digest) as upload:
-            upload.write(b"weights" * 5_000)
-            if moment == "write":
-                die()
-            upload.write(b"weights" * 5_000)
-            upload.commit()
-        """,
-        str(tmp_path),
-        digest,
-        moment,
-    )
-    store = Artifacts(tmp_path, 1 << 20)
-    assert store.size(digest) is None and list((tmp_path / "incoming").iterdir()) == []
-    with store.put(digest) as upload:
-        upload.write(content)
-        upload.commit()
-    assert store.path(digest).read_bytes() == content

@@ -14,7 +14,8 @@ from sklearn.multioutput import MultiOutputClassifier
 from headrace.core.errors import CallerError, InvalidInput, PlatformFault, Unprocessable
 from headrace.core.schema import DATATYPES, Signature, TensorSpec
 from headrace.core.specs import EngineOptions
-from headrace.server.engines.load import load, verify
+from headrace.core.verified import verify
+from headrace.server.engines.load import load
 from headrace.server.engines.port import example
 from headrace.server.engines.ubjson import check_whole
 from tests import models

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, select
 
 from headrace.controlplane import accounts
 from headrace.controlplane.app import create_app
+from headrace.controlplane.artifacts import Artifacts
 from headrace.controlplane.link import Hub
 from headrace.controlplane.metrics import Metrics
 from headrace.controlplane.platform import Platform
@@ -24,8 +25,9 @@ from headrace.core.database import metadata
 from headrace.core.resources import Problem
 from headrace.core.specs import ReplicaStatus
 from headrace.deploy.reconcile import Standing, Target
-from headrace.registry.artifacts import Artifacts
 from headrace.registry.examiner import Examiner
+from headrace.registry.folder import FolderStore
+from headrace.registry.uploads import Uploads
 from tests.models import Artifact
 
 ARTIFACT_MAX = 4 << 20
@@ -68,9 +70,11 @@ class Control:
         hub = Hub(metrics.take, no_command, lambda: None)
         metrics.hub = hub
         self.publisher = Publisher(self.store, hub, self.fleet, "")
+        uploads = Uploads(folder / "artifacts" / "incoming", ARTIFACT_MAX)
+        self.artifacts = Artifacts(self.store, FolderStore(folder / "artifacts"), uploads, 3600.0, None)
         self.platform = Platform(
             self.store,
-            Artifacts(folder / "artifacts", ARTIFACT_MAX),
+            self.artifacts,
             self.examiner,
             self.publisher,
             self.fleet,

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from headrace.controlplane.metrics import BUCKETS_S, Metrics
-from headrace.core.report import Histogram, ReplicaReport, RequestCell, RouterReport, SlotReport, bin_of
+from headrace.core.report import Histogram, ReplicaReport, RequestCell, RouterReport, SlotReport, StepReport, bin_of
 from tests.unit.test_reconcile import status
 
 
@@ -33,7 +33,17 @@ def metrics() -> Iterator[Metrics]:
     for _ in range(2):  # the second report adds to the first
         made.take(RouterReport("router-0", 7, (good, lost), 3, 4, 1, 1, 50_000_000))
         slot = SlotReport(
-            "default/m", 1, 3, 5, 2, 0, 6, {1: 1, 4: 1}, histogram(0.001, 0.001, 0.001), histogram(0.01, 0.01)
+            "default/m",
+            1,
+            3,
+            5,
+            2,
+            0,
+            6,
+            {1: 1, 4: 1},
+            histogram(0.001, 0.001, 0.001),
+            histogram(0.01, 0.01),
+            (StepReport("decode", 5, 1, histogram(0.002, 0.004)),),
         )
         made.take(ReplicaReport("r", (slot,), 70_000_000))
     yield made
@@ -83,6 +93,14 @@ def test_requests_are_counted_by_status(metrics: Metrics) -> None:
     assert value(metrics, "headrace_requests_total", code="200", **of_model) == 6
     assert value(metrics, "headrace_requests_total", code="503", **of_model) == 4
     assert value(metrics, "headrace_requests_total", code="404", model="", version="0", tenant="") == 2
+
+
+def test_steps_are_counted_each(metrics: Metrics) -> None:
+    step = {"model": "default/m", "version": "1", "step": "decode"}
+    assert value(metrics, "headrace_step_rows_total", **step) == 10
+    assert value(metrics, "headrace_step_failures_total", **step) == 2
+    assert value(metrics, "headrace_step_duration_seconds_count", **step) == 4
+    assert value(metrics, "headrace_step_duration_seconds_bucket", le="0.0025", **step) == 2
 
 
 def test_histograms_count_up_to_infinity(metrics: Metrics) -> None:

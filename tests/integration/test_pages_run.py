@@ -69,6 +69,40 @@ def test_the_quickstart(platform: Platform, tmp_path: Path) -> None:
     platform.client.deployments.remove("churn@2")
 
 
+def test_the_page_on_pipelines(platform: Platform, tmp_path: Path) -> None:
+    script = tmp_path / "headrace"
+    script.write_text(f"#!/bin/sh\nexec '{sys.executable}' -m headrace.cli.main \"$@\"\n")
+    script.chmod(0o755)
+    access = platform.client.access
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "HEADRACE_URL": access.url,
+        "HEADRACE_CONTROL_URL": access.control_url,
+        "HEADRACE_API_KEY": access.api_key,
+        "COLUMNS": "120",
+    }
+    for block in blocks("pipelines.md", "toml") + blocks("pipelines.md", "python"):
+        if file := re.match(r"# file: (\S+)\n", block):
+            (tmp_path / file[1]).write_text(block)
+        elif not block.startswith("# with the platform"):
+            subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=environment, check=True, timeout=60)
+    told = ""
+    for command in ("models push cancer-trees trees.ubj", "models push diagnosis pipeline.toml", "deploy diagnosis@1"):
+        done = subprocess.run(
+            [script, *command.split()], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        told += f"$ headrace {command}\n{done.stdout}"
+    (console,) = blocks("pipelines.md", "console")
+    sizes = re.compile(r"[\d.]+ KiB")
+    printed = sizes.sub("", told).splitlines()
+    assert [line for line in sizes.sub("", console).splitlines() if line not in printed] == [], told
+    (script_block,) = [block for block in blocks("pipelines.md", "python") if block.startswith("# with the platform")]
+    subprocess.run([sys.executable, "-c", script_block], cwd=tmp_path, env=environment, check=True, timeout=60)
+    platform.client.deployments.remove("diagnosis@1", force=True)
+
+
 @pytest.mark.timeout(240)
 def test_a_backup_of_a_platform_that_runs_starts_and_serves(tmp_path: Path) -> None:
     data, backup = tmp_path / "data", tmp_path / "backup"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from headrace.core.schema import Signature
 from headrace.core.specs import EngineOptions, ReplicaSpec, ReplicaState, ReplicaStatus, ServedVersion
@@ -51,7 +52,7 @@ class Fleet:
             return Plan()  # as the loop does: what was asked for has not shown yet
         seen = list(self.replicas.values())
         self.draining &= self.replicas.keys()
-        live = {s.spec.id for s in seen if s.state in ("starting", "loading", "ready")} - self.draining
+        live = {s.spec.id for s in seen if s.state in ("starting", "loading", "ready") and not s.stuck} - self.draining
         ready = set(self.named("ready")) - self.draining
         wanted = Want(TARGET, want, self.revision, self.threads)
         plan = reconcile([wanted], seen, self.draining, self.memory, self.now)
@@ -94,6 +95,9 @@ class Fleet:
         if alive := self.named("starting", "loading", "ready"):
             name = alive[number % len(alive)]
             self.replicas[name] = status(name, "crashed", "signal SIGKILL")
+
+    def stick(self, name: str, stuck: bool = True) -> None:
+        self.replicas[name] = structs.replace(self.replicas[name], stuck=stuck)
 
     def settle(self, want: int, ticks: int = 200) -> None:
         for _ in range(ticks):
@@ -170,6 +174,31 @@ def test_replacing_replicas_never_leaves_fewer_ready_than_wanted(late: int, want
         assert len(fleet.named("ready")) >= want
         assert len(fleet.named("starting", "loading", "ready")) <= want + 1
     assert sorted(map(fleet.outdated, fleet.replicas)) == [False] * want
+
+
+@given(late=st.integers(0, 3), want=st.integers(1, 4), recovers=st.booleans())
+@settings(deadline=None)
+def test_a_stuck_replica_has_a_spare_before_it_dies_and_none_once_it_goes_on(
+    late: int, want: int, recovers: bool
+) -> None:
+    fleet = Fleet(late)
+    fleet.settle(want, 40)
+    victim = fleet.named("ready")[0]
+    fleet.stick(victim)
+    fleet.settle(want, 40)
+    assert victim in fleet.replicas and len(fleet.named("ready")) == want + 1
+    if recovers:
+        fleet.stick(victim, False)
+    else:
+        fleet.replicas[victim] = status(victim, "crashed", "watchdog")
+    for _ in range(40):
+        fleet.tick(want)
+        assert len(fleet.named("ready")) >= want
+    assert len(fleet.replicas) == want
+    assert (victim in fleet.replicas) == recovers
+    fleet.stick(fleet.named("ready")[0])
+    fleet.settle(0, 40)
+    assert not fleet.replicas
 
 
 def test_a_replacement_that_cannot_serve_leaves_the_old_ones_alone() -> None:

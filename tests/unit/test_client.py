@@ -16,7 +16,7 @@ import polars
 import pyarrow
 import pytest
 
-from headrace.client import artifacts, calls, flows, frames, tensors
+from headrace.client import artifacts, calls, flows, frames, steps, tensors
 from headrace.client.config import Access, choose
 from headrace.client.flows import Answer, Lost, Memory, Pause, Send
 from headrace.core import errors
@@ -234,7 +234,7 @@ def test_waiting_for_a_control_plane_ends(monkeypatch: pytest.MonkeyPatch) -> No
     flow = flows.request(Memory(met=True), calls.list_tenants())
     flow.send(None)
     now = time.monotonic()
-    monkeypatch.setattr(flows.time, "monotonic", lambda: now + flows.RETRY_S + 1)
+    monkeypatch.setattr(steps.time, "monotonic", lambda: now + steps.RETRY_S + 1)
     with pytest.raises(errors.Unreachable):
         flow.send(REFUSED)
 

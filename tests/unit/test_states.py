@@ -7,7 +7,7 @@ import pytest
 from headrace.core.resources import DeploymentState
 from headrace.core.specs import ReplicaEvent, ReplicaState
 from headrace.deploy import states
-from headrace.deploy.node import ReplicaRecord
+from headrace.deploy.record import ReplicaRecord
 from tests.unit.test_reconcile import status
 
 

@@ -1,4 +1,4 @@
-"""The control plane's store: migrations, keys, idempotency, artifacts on disk."""
+"""The control plane's store: migrations, keys, idempotency."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from headrace.controlplane.copying import copy_store
 from headrace.controlplane.routing_state import read
 from headrace.controlplane.store import migration_config, open_store
 from headrace.core.database import connect, metadata, now, transaction
-from headrace.core.errors import Conflict, InvalidInput, TooLarge
+from headrace.core.errors import Conflict
 from headrace.core.resources import Quota
 from headrace.core.signature import Signature, TensorSpec
 from headrace.core.specs import EngineOptions
 from headrace.registry import store as registry
-from headrace.registry.artifacts import Artifacts
 from headrace.registry.store import VersionRow
 
 
@@ -197,34 +196,6 @@ def test_snapshot_epochs_are_never_given_twice(url: str) -> None:
             taken += range(first, first + 10)
     assert taken == list(range(1, 31))
     engine.dispose()
-
-
-def test_an_artifact_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    content = b"weights" * 1000
-    digest = hashlib.sha256(content).hexdigest()
-    store = Artifacts(tmp_path, 1 << 20)
-    with store.put(digest) as upload:
-        upload.write(content[:100])
-    assert store.size(digest) is None
-    with pytest.raises(InvalidInput), store.put(digest) as upload:
-        upload.write(content[:-1])
-        upload.commit()
-    with pytest.raises(TooLarge), store.put(digest) as upload:
-        upload.write(b"x" * ((1 << 20) + 1))
-    assert store.size(digest) is None and list((tmp_path / "incoming").iterdir()) == []
-    for _ in range(2):  # putting it again heals a file that was tampered with
-        with store.put(digest) as upload:
-            upload.write(content)
-            upload.commit()
-        assert store.path(digest).read_bytes() == content
-        store.path(digest).chmod(0o644)
-        store.path(digest).write_bytes(b"tampered")
-
-
-@pytest.mark.parametrize("digest", ["", "0" * 63, "0" * 65, "A" * 64, "../" + "0" * 61])
-def test_what_is_no_digest_reaches_no_file(tmp_path: Path, digest: str) -> None:
-    with pytest.raises(InvalidInput):
-        Artifacts(tmp_path, 1).path(digest)
 
 
 def test_a_store_is_copied_whole_and_goes_on_with_its_numbers(tmp_path: Path, new_database: Callable[[], str]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import headrace
-from headrace.cli import accounts, database, deployments, output, predict, registry, traffic
+from headrace.cli import accounts, artifacts, database, deployments, output, predict, quarantine, registry, traffic
 from headrace.cli.options import Json
 from headrace.core.config import Settings, load, shown
 
@@ -47,7 +47,15 @@ def up(
     idle_timeout_s: Annotated[float | None, typer.Option(help="Idle connections are closed after it.")] = None,
     header_timeout_s: Annotated[float | None, typer.Option(help="Slow requests get 408 after it.")] = None,
     max_connections: Annotated[int | None, typer.Option(help="Connections per router process.")] = None,
+    artifacts: Annotated[str | None, typer.Option(help="s3://BUCKET/PREFIX; default: the data folder.")] = None,
     artifact_max_bytes: Annotated[int | None, typer.Option(help="Largest artifact.")] = None,
+    artifact_grace_s: Annotated[float | None, typer.Option(help="How long unneeded artifacts are kept.")] = None,
+    cache_max_bytes: Annotated[int | None, typer.Option(help="Artifacts kept here of a store elsewhere.")] = None,
+    s3_endpoint: Annotated[str | None, typer.Option(help="URL of the storage; default: Amazon's.")] = None,
+    s3_region: Annotated[str | None, typer.Option(help="Its region; default: us-east-1.")] = None,
+    s3_access_key: Annotated[str | None, typer.Option(help="Reference: env:NAME or file:/PATH.")] = None,
+    s3_secret_key: Annotated[str | None, typer.Option(help="Reference, never the key itself.")] = None,
+    s3_session_token: Annotated[str | None, typer.Option(help="Reference.")] = None,
     replicas_max: Annotated[int | None, typer.Option(help="Replicas that all deployments together may want.")] = None,
     drain_s: Annotated[float | None, typer.Option(help="How long replicas and routers finish what they have.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
@@ -137,9 +145,11 @@ def config_show(file: SettingsFile = None, json: Json = False) -> None:
 
 
 app.add_typer(registry.models, name="models")
+app.add_typer(artifacts.artifacts, name="artifacts")
 deployments.add_to(app)
 traffic.add_to(app)
 predict.add_to(app)
+app.add_typer(quarantine.quarantine, name="quarantine")
 app.add_typer(accounts.tenants, name="tenants")
 app.add_typer(accounts.keys, name="keys")
 app.add_typer(config, name="config")

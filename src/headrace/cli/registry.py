@@ -19,7 +19,7 @@ models = typer.Typer(help="The model registry.", no_args_is_help=True)
 @output.guarded
 def push(
     model: Model,
-    path: Annotated[Path, typer.Argument(help="Model file, or a folder with model.py.")],
+    path: Annotated[Path, typer.Argument(help="Model file, pipeline.toml, or a folder with it or with model.py.")],
     engine: Annotated[
         str | None, typer.Option(help="Guessed from the file's name.", callback=one_of(*get_args(Engine)))
     ] = None,
@@ -27,13 +27,15 @@ def push(
     nan: Annotated[str | None, typer.Option(help="reject or allow.", callback=one_of("reject", "allow"))] = None,
     batch_max: Annotated[int | None, typer.Option(help="Most rows in one run.")] = None,
     trust: Annotated[bool, typer.Option("--trust", help="The file may run code when loaded (a pickle).")] = False,
+    run_limit_s: Annotated[float | None, typer.Option(help="A run that takes longer is killed.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER, repeatable.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="NAME=TEXT, repeatable.")] = None,
     description: Annotated[str, typer.Option(help="For people.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Send the file though the platform has it.")] = False,
     tenant: Tenant = None,
     json: Json = False,
 ) -> None:
-    """Register a new version of a model."""
+    """Register a new version of a model. An upload that was cut off goes on where it stopped."""
     chosen: Any = engine
     missing: Any = nan
     with headrace.Client() as client:
@@ -46,10 +48,12 @@ def push(
                 nan=missing,
                 batch_max=batch_max,
                 trust=trust,
+                run_limit_s=run_limit_s,
                 metrics=numbers(metric, "--metric"),
                 tags=pairs(tag, "--tag"),
                 description=description,
                 progress=progress,
+                force=force,
             )
         if json:
             return output.json(outcome)
@@ -59,6 +63,8 @@ def push(
         for kind, specs in (("takes", made.signature.inputs), ("gives", made.signature.outputs)):
             for spec in specs:
                 output.console.print(f"  {kind} {spec.name} {spec.datatype} {list(spec.shape)}")
+        if made.parts:
+            output.console.print(f"  runs {', '.join(made.parts)}")
         output.console.print(f"next: headrace deploy {name}", style="dim")
 
 
@@ -109,6 +115,10 @@ def show(model: Model, tenant: Tenant = None, json: Json = False) -> None:
         for v in versions
     )
     output.table(("VERSION", "ENGINE", "SHA256", "SIZE", "METRICS", "TAGS", "CREATED"), rows, "no versions")
+    for v in versions:
+        for label, names in (("runs", v.parts), ("is run by", v.used_by)):
+            if names:
+                output.console.print(f"{v.model}@{v.version} {label} {', '.join(names)}")
 
 
 def _listed(values: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from headrace.core import pipeline
 from headrace.core.errors import InvalidInput
 from headrace.core.resources import Engine
 from headrace.registry import tar
@@ -56,13 +57,31 @@ def digest_of(path: Path) -> str:
 
 def _from_path(path: Path) -> Packed:
     if path.is_dir():
-        fd, name = tempfile.mkstemp(prefix="headrace-artifact-", suffix=".tar")
-        os.close(fd)
-        tar.write(Path(name), tar.files_in(path))
-        return Packed(Path(name), f"{path.name}.tar", digest_of(Path(name)), "python", False, True)
+        names = tar.files_in(path)
+        return _tar(names, path.resolve().name, "pipeline" if pipeline.FILE in names else "python")
     if not path.exists():
         raise InvalidInput(f"path: {path} does not exist", field="path")
+    if path.suffix == ".toml":
+        return _pipeline(path)
     return Packed(path, path.name, digest_of(path))
+
+
+def _pipeline(path: Path) -> Packed:
+    """A declaration, and the files beside it that it names. Raises InvalidInput."""
+    names = {pipeline.FILE: path}
+    for name in pipeline.read(path).sources:
+        names[name] = path.parent / name
+        if not names[name].is_file():
+            raise InvalidInput(f"{path.name}: it names {name}, which is not beside it", field="path")
+    return _tar(names, path.stem, "pipeline")
+
+
+def _tar(names: dict[str, Path], title: str, engine: Engine) -> Packed:
+    """Files by their names in the tar."""
+    fd, made = tempfile.mkstemp(prefix="headrace-artifact-", suffix=".tar")
+    os.close(fd)
+    tar.write(Path(made), names)
+    return Packed(Path(made), f"{title}.tar", digest_of(Path(made)), engine, False, True)
 
 
 def _write(model: Any, path: Path) -> tuple[str, Engine, bool]:

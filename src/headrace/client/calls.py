@@ -109,6 +109,32 @@ def show_model(model: str) -> Call[r.Model]:
     return Call("GET", f"/api/v1/models/{ref.model}", r.Model, query=_query(tenant=ref.tenant))
 
 
+def list_artifacts(cursor: str | None = None) -> Call[r.Page[r.ArtifactUse]]:
+    """A page of artifacts, with the versions that need each."""
+    return Call("GET", "/api/v1/artifacts", r.Page[r.ArtifactUse], query=_query(cursor=cursor, limit=1000))
+
+
+def collect_artifacts(dry_run: bool = False, grace_s: float | None = None) -> Call[r.Outcome[r.Collection]]:
+    """Remove artifacts that no version needs, or say which they are."""
+    body = r.CollectionCreate(dry_run, grace_s)
+    return _mutation("POST", "/api/v1/artifacts/gc", r.Outcome[r.Collection], body)
+
+
+def begin_upload(digest: str, size: int) -> Call[r.Upload]:
+    """The upload of an artifact: the one in progress, or a new one. The same whenever it is asked."""
+    return _mutation("POST", "/api/v1/uploads", r.Upload, r.UploadCreate(digest, size))
+
+
+def list_uploads() -> Call[r.Page[r.Upload]]:
+    """Uploads in progress."""
+    return Call("GET", "/api/v1/uploads", r.Page[r.Upload])
+
+
+def cancel_upload(id_: str) -> Call[r.Upload]:
+    """Give an upload up."""
+    return Call("DELETE", f"/api/v1/uploads/{id_}", r.Upload)
+
+
 def list_versions(model: str) -> Call[r.Page[r.Version]]:
     """A model's versions."""
     ref = parse_reference(model)
@@ -135,11 +161,16 @@ def register(
 
 
 def deploy(
-    reference: str, replicas: int, threads: int, traffic: float | None, reason: str | None
+    reference: str,
+    replicas: int,
+    threads: int,
+    traffic: float | None,
+    reason: str | None,
+    memory_mb: int | None = None,
 ) -> Call[r.Outcome[r.Deployment]]:
     """Deploy a version."""
     ref = parse_reference(reference)
-    body = r.DeploymentCreate(ref.model, ref.version, ref.tenant, replicas, threads, traffic, reason)
+    body = r.DeploymentCreate(ref.model, ref.version, ref.tenant, replicas, threads, traffic, reason, memory_mb)
     return _mutation("POST", "/api/v1/deployments", r.Outcome[r.Deployment], body)
 
 
@@ -232,6 +263,24 @@ def list_changes(
     """A page of the audit, newest first; `since` is a time such as 2026-01-31T08:00:00Z."""
     query = _query(model=model, since=since, limit=limit, tenant=tenant, cursor=cursor)
     return Call("GET", "/api/v1/changes", r.Page[r.Change], query=query)
+
+
+def list_quarantined(
+    model: str | None = None, tenant: str | None = None, cursor: str | None = None
+) -> Call[r.Page[r.Quarantined]]:
+    """A page of the inputs in quarantine."""
+    query = _query(model=model, tenant=tenant, cursor=cursor, limit=1000)
+    return Call("GET", "/api/v1/quarantine", r.Page[r.Quarantined], query=query)
+
+
+def lift_quarantine(
+    reference: str, digest: str | None = None, reason: str | None = None
+) -> Call[r.Outcome[r.Page[r.Quarantined]]]:
+    """Let an input of a version through again, or all of them; the result is what is left."""
+    path, tenant = _deployment_path(reference)
+    path = path.replace("/deployments/", "/quarantine/")
+    kind = r.Outcome[r.Page[r.Quarantined]]
+    return _mutation("DELETE", path, kind, input=digest, reason=reason, tenant=tenant)
 
 
 def list_tenants() -> Call[r.Page[r.Tenant]]:

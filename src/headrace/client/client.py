@@ -14,7 +14,7 @@ import httpx
 from headrace.client import calls, flows, imports
 from headrace.client.calls import Call
 from headrace.client.config import Access, resolve
-from headrace.client.flows import Answer, Flow, Lost, Memory, Send
+from headrace.client.steps import Answer, Flow, Lost, Memory, Send, request
 
 if TYPE_CHECKING:
     from typing import Self
@@ -74,7 +74,7 @@ def one(call: Callable[P, Call[T]]) -> operation[P, T]:
 
     @wraps(call)
     def flow(memory: Memory, /, *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
-        return flows.request(memory, call(*args, **kwargs))
+        return request(memory, call(*args, **kwargs))
 
     return operation(flow)
 
@@ -91,6 +91,15 @@ class Models(Bound[D]):
     show_version = one(calls.show_version)
     grant = one(calls.grant)
     revoke = one(calls.revoke_grant)
+
+
+class Artifacts(Bound[D]):
+    """What versions are made of, and what is on its way in."""
+
+    list = one(calls.list_artifacts)
+    collect = one(calls.collect_artifacts)
+    uploads = one(calls.list_uploads)
+    cancel = one(calls.cancel_upload)
 
 
 class Deployments(Bound[D]):
@@ -112,6 +121,13 @@ class Traffic(Bound[D]):
     pin = one(calls.pin)
     unpin = one(calls.unpin)
     history = one(calls.traffic_history)
+
+
+class Quarantine(Bound[D]):
+    """Inputs that have killed replicas, and are refused."""
+
+    list = one(calls.list_quarantined)
+    lift = one(calls.lift_quarantine)
 
 
 class Tenants(Bound[D]):
@@ -143,7 +159,7 @@ class Operations(Bound[D]):
 
     predict = operation(flows.predict)
     signature = operation(flows.signature)
-    call = operation(flows.request)
+    call = operation(request)
     status = one(calls.status)
     changes = one(calls.list_changes)
     push = operation(flows.push)
@@ -166,8 +182,10 @@ class Operations(Bound[D]):
         self.memory = Memory()
         self.timeout_s = timeout_s
         self.models: Models[D] = Models(driver)
+        self.artifacts: Artifacts[D] = Artifacts(driver)
         self.deployments: Deployments[D] = Deployments(driver)
         self.traffic: Traffic[D] = Traffic(driver)
+        self.quarantine: Quarantine[D] = Quarantine(driver)
         self.tenants: Tenants[D] = Tenants(driver)
         self.keys: Keys[D] = Keys(driver)
 
@@ -289,15 +307,17 @@ class AsyncClient(Operations["AsyncClient"]):
 
 
 def _chunks(send: Send) -> Iterator[bytes]:
-    """A file's bytes, and the sender told of them."""
+    """A file's bytes, or a span of them, and the sender told of them."""
     assert send.file is not None
-    size, sent = send.file.stat().st_size, 0
+    size = send.file.stat().st_size
+    at, end = send.span or (0, size)
     with send.file.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
+        file.seek(at)
+        while chunk := file.read(min(CHUNK_BYTES, end - at)):
             yield chunk
-            sent += len(chunk)
+            at += len(chunk)
             if send.progress is not None:
-                send.progress(sent, size)
+                send.progress(at, size)
 
 
 async def _async_chunks(send: Send) -> AsyncIterator[bytes]:

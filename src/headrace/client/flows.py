@@ -1,23 +1,19 @@
-"""What the client does, step by step, without doing any of it: one implementation for the sync and the async client.
-
-A flow is a generator. It yields what it needs - a request sent, a pause made - and is sent the answer; its return value
-is the operation's. `client` has the two drivers, which are all that differs.
-"""
+"""What the client does, step by step, without doing any of it: one implementation for the sync and the async client."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
 
-from headrace.client import artifacts, calls
+from headrace.client import artifacts, calls, uploads
 from headrace.client.calls import Call
+from headrace.client.steps import Answer, Flow, Lost, Memory, Pause, Progress, Send, request
 from headrace.core import resources as r
-from headrace.core.errors import InvalidInput, NotFound, Unavailable, Unprocessable, Unreachable
+from headrace.core.errors import InvalidInput, NotFound, Unavailable, Unprocessable
 from headrace.core.names import Reference, parse_reference
 from headrace.core.signature import Signature
 from headrace.core.specs import EngineOptions
@@ -26,105 +22,11 @@ if TYPE_CHECKING:
     from headrace.client.tensors import Prediction
 
 T = TypeVar("T")
-Progress = Callable[[int, int], None]
-"""(bytes sent, bytes in all)."""
-RETRY_S = 10.0
-"""How long a request to a control plane that has gone away is tried again: longer than one takes to restart."""
-RETRY_PAUSE_S = 0.1
 LOOK_S = 0.05
 """Pause between two looks at a deployment that is starting."""
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
-    """A request, to the ``control`` or the ``data`` plane; its body is `content` or a file."""
-
-    plane: Literal["control", "data"]
-    method: str
-    path: str
-    query: Mapping[str, str] = field(default_factory=dict)
-    content: bytes | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    file: Path | None = None
-    progress: Progress | None = None
-    timeout_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Wait for so long."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A response."""
-
-    status: int
-    headers: Mapping[str, str]
-    content: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """No response. `refused`: nobody listened, so nothing was done."""
-
-    url: str
-    reason: str
-    refused: bool
-
-    def error(self) -> Unreachable:
-        """As the caller sees it."""
-        return Unreachable(f"{self.url} does not answer: {self.reason}", hint="is the platform running? headrace up")
-
-
-@dataclass(slots=True)
-class Memory:
-    """What a client remembers between its operations."""
-
-    signatures: dict[str, Signature] = field(default_factory=dict)
-    met: bool = False
-    """The control plane has answered once: while it restarts, it is waited for."""
-
-
-Flow = Generator[Send | Pause, Answer | Lost | None, T]
-
-
 # ------------------------------------------------------------------------------------------------ control plane
-def request(memory: Memory, call: Call[T]) -> Flow[T]:
-    """Send a request of `calls` to the control plane. While that restarts, what is safe to send again is.
-
-    Raises:
-        HeadraceError: what the platform said; Unreachable when it does not answer.
-    """
-    headers = {"idempotency-key": call.key} if call.key else {}
-    content = None
-    if call.body is not None:
-        content = msgspec.json.encode(call.body)
-        headers["content-type"] = "application/json"
-    repeatable = call.method == "GET" or call.key is not None
-    send = Send("control", call.method, call.path, call.query, content, headers)
-    answer = yield from _patiently(memory, send, repeatable)
-    found: T = calls.read(call.reply, answer.status, answer.content)
-    return found
-
-
-def _patiently(memory: Memory, send: Send, repeatable: bool) -> Flow[Answer]:
-    """Send until there is an answer, for as long as a control plane that was there needs to restart."""
-    end = time.monotonic() + RETRY_S
-    while True:
-        answer = yield send
-        if isinstance(answer, Answer):
-            memory.met = True
-            return answer
-        assert isinstance(answer, Lost)
-        memory.met = memory.met or not answer.refused
-        if not memory.met or not (repeatable or answer.refused) or time.monotonic() > end:
-            raise answer.error()
-        yield Pause(RETRY_PAUSE_S)
-
-
 def all_pages(memory: Memory, first: Call[r.Page[T]]) -> Flow[list[T]]:
     """Every item of a list, page after page."""
     items: list[T] = []
@@ -210,7 +112,7 @@ def predict(
         error = calls.inference_error(answer.status, answer.headers, answer.content)
         if not isinstance(error, InvalidInput | NotFound) or not remembered:
             raise error
-        del memory.signatures[name]
+        memory.signatures.pop(name, None)  # another request at the same time may have met the same
         remembered = False
         if (yield from signature(memory, name)) == spec:
             raise error
@@ -233,13 +135,16 @@ def push(
     nan: Literal["reject", "allow"] | None = None,
     batch_max: int | None = None,
     trust: bool = False,
+    run_limit_s: float | None = None,
     metrics: dict[str, float] | None = None,
     tags: dict[str, str] | None = None,
     description: str = "",
     progress: Progress | None = None,
+    force: bool = False,
 ) -> Flow[r.Outcome[r.Version]]:
     """Register a version from a file, a folder or an object (see `artifacts.pack`). What the platform has already is
-    not sent again; the same artifact with the same options as the latest version's gives that version back.
+    not sent again, and an upload that was cut off goes on; the same artifact with the same options as the latest
+    version's gives that version back.
 
     Args:
         model: ``churn`` or ``tenant/churn``.
@@ -250,26 +155,35 @@ def push(
         nan: whether NaN and infinities are refused or passed to the model.
         batch_max: most rows in one run of the engine.
         trust: the artifact may execute code when loaded (a pickle).
+        run_limit_s: a run that takes longer has its replica killed; 60 s, or as long as somebody waits, when left out.
         metrics: numbers of the training.
         tags: free.
         description: for people.
-        progress: is told of bytes sent, and bytes in all.
+        progress: is told of bytes that have arrived, and bytes in all.
+        force: send the file though the platform has it: replaces one that was damaged.
 
     Raises:
         InvalidInput, Unprocessable, TooLarge, Forbidden, Unreachable.
     """
     packed = artifacts.pack(what)
     try:
-        yield from upload(memory, packed, progress)
+        yield from uploads.upload(memory, packed.path, packed.digest, progress, force)
+        engine = engine or packed.engine
+        options = options_of(engine, outputs, nan, batch_max, trust or packed.trust, run_limit_s)
+        call = calls.register(
+            model, packed.digest, packed.file_name, engine, signature, options, metrics, tags, description
+        )
+        try:
+            return (yield from request(memory, call))
+        except NotFound as error:
+            if error.field != "digest":
+                raise
+        # Nobody needed it, and it was removed between the two.
+        yield from uploads.upload(memory, packed.path, packed.digest, progress, True)
+        return (yield from request(memory, call))
     finally:
         if packed.temporary:
             packed.path.unlink(missing_ok=True)
-    engine = engine or packed.engine
-    options = options_of(engine, outputs, nan, batch_max, trust or packed.trust)
-    call = calls.register(
-        model, packed.digest, packed.file_name, engine, signature, options, metrics, tags, description
-    )
-    return (yield from request(memory, call))
 
 
 def options_of(
@@ -278,29 +192,15 @@ def options_of(
     nan: Literal["reject", "allow"] | None,
     batch_max: int | None,
     trust: bool,
+    run_limit_s: float | None = None,
 ) -> EngineOptions | None:
     """The options that were given, None where none was: then the engine's own defaults hold."""
-    if not outputs and nan is None and batch_max is None and not trust:
+    if not outputs and nan is None and batch_max is None and not trust and run_limit_s is None:
         return None
     default: Literal["reject", "allow"] = "allow" if engine in ("xgboost", "lightgbm") else "reject"
-    return EngineOptions(tuple(outputs or ()), nan or default, 256 if batch_max is None else batch_max, trust)
-
-
-def upload(memory: Memory, packed: artifacts.Packed, progress: Progress | None) -> Flow[None]:
-    """Send what the platform does not have yet."""
-    path, size = f"/api/v1/artifacts/{packed.digest}", packed.path.stat().st_size
-    known = yield from _patiently(memory, Send("control", "HEAD", path), True)
-    if known.status == 200:
-        if progress is not None:
-            progress(size, size)
-        return
-    if known.status != 404:  # a HEAD's reply has no body to say why: the PUT below would fail the same way
-        answer = yield from _patiently(memory, Send("control", "GET", "/api/v1/status"), True)
-        calls.read(r.Status, answer.status, answer.content)
-    headers = {"content-type": "application/octet-stream", "content-length": str(size)}
-    send = Send("control", "PUT", path, headers=headers, file=packed.path, progress=progress, timeout_s=3600.0)
-    answer = yield from _patiently(memory, send, True)
-    calls.read(r.Artifact, answer.status, answer.content)
+    return EngineOptions(
+        tuple(outputs or ()), nan or default, 256 if batch_max is None else batch_max, trust, run_limit_s
+    )
 
 
 # ------------------------------------------------------------------------------------------------ deployments
@@ -311,6 +211,7 @@ def create_deployment(
     replicas: int = 1,
     threads: int = 1,
     traffic: float | None = None,
+    memory_mb: int | None = None,
     reason: str | None = None,
     wait: bool = True,
     wait_s: float = 60.0,
@@ -323,6 +224,7 @@ def create_deployment(
         replicas: how many processes.
         threads: of the engine, per replica.
         traffic: percent of the traffic it takes once ready.
+        memory_mb: most memory of a replica, in MiB; one that takes more is killed.
         reason: for the audit.
         wait: whether to wait.
         wait_s: how long at most.
@@ -332,7 +234,7 @@ def create_deployment(
         Unprocessable: it failed, with what it said.
         Unavailable: it was not ready in time.
     """
-    outcome = yield from request(memory, calls.deploy(reference, replicas, threads, traffic, reason))
+    outcome = yield from request(memory, calls.deploy(reference, replicas, threads, traffic, reason, memory_mb))
     found = outcome.result
     if not wait:
         return outcome
@@ -374,6 +276,7 @@ def deploy(
     replicas: int = 1,
     threads: int = 1,
     traffic: float | None = None,
+    memory_mb: int | None = None,
     reason: str | None = None,
     wait_s: float | None = 60.0,
     watch: Callable[[r.Deployment], None] | None = None,
@@ -385,6 +288,7 @@ def deploy(
         replicas=replicas,
         threads=threads,
         traffic=traffic,
+        memory_mb=memory_mb,
         reason=reason,
         wait=wait_s is not None,
         wait_s=wait_s or 0.0,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from headrace.client import artifacts, calls, flows
-from headrace.client.flows import Flow, Memory, Progress
+from headrace.client import artifacts, calls, flows, uploads
+from headrace.client.steps import Flow, Memory, Progress, request
 from headrace.core import resources as r
 from headrace.core.errors import HeadraceError, InvalidInput, NotFound
 from headrace.core.names import parse_reference
@@ -109,7 +109,7 @@ def _register(memory: Memory, found: Candidate, progress: Progress | None) -> Fl
     if known is not None:
         return Imported(known, False, list(found.notes))
     packed = artifacts.Packed(found.path, found.file_name, digest)
-    yield from flows.upload(memory, packed, progress)
+    yield from uploads.upload(memory, packed.path, packed.digest, progress)
     options = flows.options_of(found.engine, list(found.outputs), None, found.batch_max, found.trust)
     call = calls.register(
         found.name,
@@ -122,14 +122,14 @@ def _register(memory: Memory, found: Candidate, progress: Progress | None) -> Fl
         dict(found.tags),
         found.description,
     )
-    outcome = yield from flows.request(memory, call)
+    outcome = yield from request(memory, call)
     return Imported(outcome.result, True, list(found.notes))
 
 
 def _known(memory: Memory, found: Candidate, digest: str) -> Flow[r.Version | None]:
     """The version that an import before this one, perhaps cut short, made of the same artifact."""
     try:
-        versions = yield from flows.request(memory, calls.list_versions(found.name))
+        versions = yield from request(memory, calls.list_versions(found.name))
     except NotFound:
         return None
     for version in versions.items:

@@ -113,8 +113,9 @@ def _array(value: object, spec: TensorSpec) -> Array:
 
 
 def _texts_of(value: object) -> Array:
-    array = np.asarray(value)
-    return array if array.dtype.kind == "O" else array.astype(object)
+    if isinstance(value, np.ndarray):
+        return value.astype(object)
+    return np.array(value, object)  # never by NumPy's own type for bytes, which takes zeros off their end
 
 
 def _numbers(value: object, spec: TensorSpec) -> Array:

@@ -32,8 +32,8 @@ class Attention:
     def __init__(self) -> None:
         self._state = NOTHING
         self._numbers: dict[str, int] = {}
-        self._replicas: dict[str, tuple[str, str]] = {}
-        """Replica -> (model, state)."""
+        self._replicas: dict[str, tuple[str, str, bool]] = {}
+        """Replica -> (model, state, stuck)."""
         self._restless: set[str] = set()
 
     def scope(self, state: RoutingState, statuses: Sequence[ReplicaStatus]) -> Scope:
@@ -42,7 +42,7 @@ class Attention:
         for number in changed:
             self._numbers[state.models[number].id] = number
         moved = _replicas(statuses).items() ^ self._replicas.items()
-        names = self._restless | {state.models[number].id for number in changed} | {model for _, (model, _) in moved}
+        names = self._restless | {state.models[number].id for number in changed} | {model for _, (model, *_) in moved}
         models = {self._numbers[name]: state.models[self._numbers[name]] for name in names if name in self._numbers}
         before = [self._state.models[number] for number in models if number in self._state.models]
         targets = {(model.id, d.version) for model in (*models.values(), *before) for d in model.deployments}
@@ -69,5 +69,5 @@ class Attention:
         self._restless = waiting | leaving | {model for model, _ in plan.start}
 
 
-def _replicas(statuses: Collection[ReplicaStatus]) -> dict[str, tuple[str, str]]:
-    return {status.spec.id: (target_of(status)[0], status.state) for status in statuses}
+def _replicas(statuses: Collection[ReplicaStatus]) -> dict[str, tuple[str, str, bool]]:
+    return {status.spec.id: (target_of(status)[0], status.state, status.stuck) for status in statuses}

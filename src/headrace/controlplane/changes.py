@@ -56,12 +56,23 @@ class Record:
     """False where everything was so already: the audit gets no row."""
 
 
+PLATFORM = "platform"
+"""The actor where nobody asked."""
+
+
+def _text(value: dict[str, Any] | None) -> str | None:
+    return None if value is None else msgspec.json.encode(value).decode()
+
+
+def known(connection: Connection, record: Record) -> bool:
+    """Whether a record with the same action, entity and outcome was written before."""
+    same = (changes.c.entity == record.entity, changes.c.tenant == record.tenant, changes.c.action == record.action)
+    query = select(changes.c.id).where(*same, changes.c.after == _text(record.after))
+    return connection.execute(query.limit(1)).first() is not None
+
+
 def append(connection: Connection, actor: str, record: Record, reason: str | None) -> int:
     """Write a row; returns its id."""
-
-    def text(value: dict[str, Any] | None) -> str | None:
-        return None if value is None else msgspec.json.encode(value).decode()
-
     result = connection.execute(
         insert(changes).values(
             at=now(),
@@ -69,8 +80,8 @@ def append(connection: Connection, actor: str, record: Record, reason: str | Non
             action=record.action,
             tenant=record.tenant,
             entity=record.entity,
-            before=text(record.before),
-            after=text(record.after),
+            before=_text(record.before),
+            after=_text(record.after),
             reason=reason,
             undo=record.undo,
         )

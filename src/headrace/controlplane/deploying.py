@@ -15,6 +15,9 @@ from headrace.registry.store import ModelRow
 from headrace.traffic import store as traffic
 from headrace.traffic.allocate import weights_of
 
+MEMORY_MB = (64, 1 << 24)
+"""Least and most of `memory_mb`: below the least not even an empty replica starts."""
+
 
 async def deploy(platform: Platform, request: Request, body: DeploymentCreate) -> Outcome[Deployment]:
     """Want a version to run. Raises Conflict where that takes away what serves."""
@@ -24,6 +27,8 @@ async def deploy(platform: Platform, request: Request, body: DeploymentCreate) -
     share = body.traffic_percent
     check_range("replicas", body.replicas, 0, REPLICAS_MAX)
     check_range("threads", body.threads, 1, 256)
+    if body.memory_mb is not None:
+        check_range("memory_mb", body.memory_mb, *MEMORY_MB)
     if share is not None and not (share == 0 or SHARE_MIN <= share <= 100):
         expected = f"expected 0, or {SHARE_MIN:g} to 100"
         raise InvalidInput(f"traffic_percent: {share:g}, {expected}", field="traffic_percent")
@@ -36,9 +41,10 @@ async def deploy(platform: Platform, request: Request, body: DeploymentCreate) -
         if before is not None and body.replicas == 0:
             must_not_serve(platform, c, model, version, f"headrace scale {entity} 0 --force")
         must_fit(platform, c, body.replicas - (before.replicas if before else 0))
-        deploy_store.create(c, model.id, version, body.replicas, body.threads, share)
+        deploy_store.create(c, model.id, version, body.replicas, body.threads, share, body.memory_mb)
         undo = f"headrace scale {entity} {before.replicas}" if before else f"headrace undeploy {entity}"
         after = {"replicas": body.replicas, "threads": body.threads, "traffic_percent": share}
+        after |= {"memory_mb": body.memory_mb} if body.memory_mb is not None else {}
         shown = {"replicas": before.replicas, "threads": before.threads} if before else None
         return Record("deployment.create", tenant.name, entity, shown, after, undo)
 

@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable
 
 from sqlalchemy import Connection
 
+from headrace.controlplane import changes, composing
+from headrace.controlplane.artifacts import Artifacts
 from headrace.controlplane.attention import Attention
 from headrace.controlplane.publisher import Guard, Publisher
 from headrace.controlplane.routing_state import ModelState, RoutingState
@@ -22,13 +24,14 @@ from headrace.core.errors import Unavailable
 from headrace.core.specs import ReplicaSpec, ServedVersion
 from headrace.deploy.fleet import replica_id
 from headrace.deploy.local import LocalFleet
-from headrace.deploy.reconcile import STARTING, Memory, Plan, Standing, Target, Want, reconcile
-from headrace.registry.artifacts import Artifacts
+from headrace.deploy.reconcile import STARTING, Death, Memory, Plan, Standing, Target, Want, reconcile
 
 log = logging.getLogger("headrace.deploy")
 TICK_S = 1.0
 STARTS_MAX = 2 * (os.cpu_count() or 1)
 """Replicas that start at the same time: more would only slow each other, and those that serve, down."""
+PULLING_MAX = 8 * STARTS_MAX
+"""Replicas that wait for their artifact at the same time: no processes yet, so they hold up nobody who can start."""
 START_SEEN_S = 5.0
 """A replica that was asked for and has not shown by then was never started: it is asked for anew."""
 
@@ -110,7 +113,7 @@ class Manager:
         state = self._publisher.state
         scope = self._attention.scope(state, statuses)
         wants = [
-            Want((model.id, d.version), d.replicas, d.revision, d.threads)
+            Want((model.id, d.version), d.replicas, d.revision, d.threads, d.memory_mb)
             for model in scope.models.values()
             for d in model.deployments
         ]
@@ -138,13 +141,17 @@ class Manager:
             # Out of the snapshot before it is told: nothing new then comes to a replica that is draining.
             self._publisher.draining |= set(plan.stop)
             await self._publisher.publish()
+        if plan.deaths:  # before their records are forgotten
+            await self._store.run(lambda c: write_down(c, plan.deaths))
         for replica in plan.stop:
             await self._fleet.stop(replica)
         for replica in plan.forget:
             await self._fleet.forget(replica)
         by_name = {model.id: model for model in models}
         starting = sum(status.state in STARTING for status in self._fleet.statuses())
-        for target in plan.start[: max(STARTS_MAX - starting, 0)]:  # the rest at a next look: a model of it is restless
+        pulling = sum(status.state == "pulling" for status in self._fleet.statuses())
+        room = min(STARTS_MAX - starting, PULLING_MAX - pulling)
+        for target in plan.start[: max(room, 0)]:  # the rest at a next look: a model of it is restless
             spec = self._spec(by_name[target[0]], target)
             self._starting[spec.id] = now + START_SEEN_S
             await self._fleet.start(spec)
@@ -158,10 +165,22 @@ class Manager:
             target[0],
             row.version,
             row.engine,
-            str(self._artifacts.path(row.digest)),
+            str(self._artifacts.path(row.digest) or ""),
             row.digest,
             row.signature,
             row.options,
+            row.size_bytes,
+            composing.served(model.parts.get(row.version, ()), self._artifacts.path),
         )
         address = f"unix:{os.path.join(self._folder, id_[-17:])}"
-        return ReplicaSpec(id_, address, (served,), desired.threads, self._control, self._drain_s)
+        return ReplicaSpec(id_, address, (served,), desired.threads, self._control, self._drain_s, desired.memory_mb)
+
+
+def write_down(connection: Connection, deaths: Iterable[Death]) -> None:
+    """Each death in the audit, once, however often it is seen."""
+    for death in deaths:
+        tenant, _, model = death.target[0].partition("/")
+        after = {"replica": death.replica, "detail": death.detail}
+        record = changes.Record("replica.died", tenant, f"{model}@{death.target[1]}", None, after)
+        if not changes.known(connection, record):
+            changes.append(connection, changes.PLATFORM, record, None)

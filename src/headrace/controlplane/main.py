@@ -15,9 +15,10 @@ import msgspec
 import uvicorn
 import uvloop
 
-from headrace.controlplane import accounts, deploying
+from headrace.controlplane import accounts, deploying, quarantine
 from headrace.controlplane.accounts import bootstrap
 from headrace.controlplane.app import create_app
+from headrace.controlplane.artifacts import Artifacts, Near
 from headrace.controlplane.leadership import Forwarding, Leadership
 from headrace.controlplane.link import Hub
 from headrace.controlplane.loop import Manager
@@ -27,13 +28,17 @@ from headrace.controlplane.publisher import Publisher
 from headrace.controlplane.store import Store, open_store
 from headrace.core.errors import HeadraceError, NotFound
 from headrace.core.process import Events, watch_stop
-from headrace.core.report import Command, CommandReply
+from headrace.core.report import Command, CommandReply, ReplicaReport, RouterReport
 from headrace.core.resources import DeploymentCreate, Role
 from headrace.core.specs import ControlSpec, ProcessEvent
 from headrace.deploy import store as deploy_store
 from headrace.deploy.local import LocalFleet
-from headrace.registry.artifacts import Artifacts
+from headrace.deploy.pulls import Pulls
+from headrace.registry.cache import Cache
 from headrace.registry.examiner import Examiner
+from headrace.registry.folder import FolderStore
+from headrace.registry.s3 import S3Store
+from headrace.registry.uploads import Uploads
 
 log = logging.getLogger("headrace.controlplane")
 
@@ -70,6 +75,30 @@ class Commands:
                 await deploying.undeploy(platform, request, model.name, one.version, force=True)
 
 
+class Reports:
+    """What routers and replicas report: numbers for the metrics, and inputs that have killed replicas."""
+
+    def __init__(self, platform: Platform, metrics: Metrics) -> None:
+        self._platform = platform
+        self._metrics = metrics
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __call__(self, report: RouterReport | ReplicaReport) -> None:
+        """Take a report."""
+        self._metrics.take(report)
+        if isinstance(report, RouterReport) and report.condemned:
+            task = asyncio.get_running_loop().create_task(self._keep(report))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _keep(self, report: RouterReport) -> None:
+        """A router says it again until its snapshot says so: one that fails is no loss."""
+        try:
+            await quarantine.keep(self._platform, report.condemned)
+        except HeadraceError as error:
+            log.error("inputs that %s has found out were not kept: %s", report.router, error.message)
+
+
 async def serve(spec: ControlSpec, events: Events) -> None:
     """Run until told to stop."""
     loop = asyncio.get_running_loop()
@@ -79,10 +108,10 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     control_url = spec.control_url or f"http://{spec.host}:{spec.port}"
     urls = {"url": spec.http_url, "grpc_url": spec.grpc_url, "control_url": control_url}
     await store.run(lambda c: bootstrap(c, folder / "credentials.toml", urls))
-    artifacts = Artifacts(folder / "artifacts", spec.artifact_max_bytes)
+    artifacts = open_artifacts(spec, store)
     fleet = LocalFleet(spec.node)
     metrics = Metrics(lambda index: tenant_name(publisher, index), fleet.statuses, lambda: publisher.epoch)
-    hub = Hub(metrics.take, lambda command: commands(command), lambda: manager.wake())
+    hub = Hub(lambda report: reports(report), lambda command: commands(command), lambda: manager.wake())
     leadership = Leadership(store, f"{spec.name}@{socket.gethostname()}:{spec.port}", spec.url)
     check = leadership.check
     publisher = Publisher(store, hub, fleet, spec.anonymous_tenant, check)
@@ -101,6 +130,7 @@ async def serve(spec: ControlSpec, events: Events) -> None:
         spec.grpc_url,
     )
     commands = Commands(platform)
+    reports = Reports(platform, metrics)
     metrics.hub = hub
 
     async def lead() -> None:
@@ -109,11 +139,12 @@ async def serve(spec: ControlSpec, events: Events) -> None:
         await hub.listen(spec.control.removeprefix("unix:"))
         await manager.tick()
         leadership.begin()
-        managing = loop.create_task(manager.run())
+        working = [loop.create_task(manager.run()), loop.create_task(artifacts.keep_tidy())]
         try:
             await leadership.keep()
         finally:
-            managing.cancel()
+            for task in working:
+                task.cancel()
 
     api = Forwarding(create_app(platform, spec.artifact_max_bytes), leadership)
     leading = loop.create_task(lead())
@@ -125,6 +156,7 @@ async def serve(spec: ControlSpec, events: Events) -> None:
         await leadership.give_up()
         hub.close()
         await examiner.close()
+        await artifacts.close()
         await fleet.close()
         store.close()
 
@@ -137,6 +169,17 @@ async def first_of(leading: asyncio.Task[None], *others: Awaitable[object]) -> N
         task.cancel()
     if leading.done():
         leading.result()
+
+
+def open_artifacts(spec: ControlSpec, store: Store) -> Artifacts:
+    """The artifact store of the settings; uploads come to this machine's disk first in any case."""
+    folder = Path(spec.data)
+    uploads = Uploads(folder / "artifacts" / "incoming", spec.artifact_max_bytes)
+    if spec.artifacts is None:
+        return Artifacts(store, FolderStore(folder / "artifacts"), uploads, spec.artifact_grace_s, None)
+    cache = folder / "cache"
+    near = Near(Pulls(spec.artifacts, cache, spec.cache_max_bytes, folder / "logs"), Cache(cache, spec.cache_max_bytes))
+    return Artifacts(store, S3Store(spec.artifacts), uploads, spec.artifact_grace_s, near)
 
 
 async def serve_api(

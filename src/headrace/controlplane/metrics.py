@@ -36,6 +36,17 @@ class Served:
     batch_rows: dict[int, int] = field(default_factory=dict)
     queue: Histogram = field(default_factory=lambda: Histogram({}, 0.0))
     engine: Histogram = field(default_factory=lambda: Histogram({}, 0.0))
+    steps: dict[str, Stepped] = field(default_factory=dict)
+    """Of a pipeline, in their order."""
+
+
+@dataclass
+class Stepped:
+    """Sums of a pipeline's step in the replicas."""
+
+    rows: int = 0
+    failures: int = 0
+    durations: Histogram = field(default_factory=lambda: Histogram({}, 0.0))
 
 
 class Metrics:
@@ -94,6 +105,11 @@ class Metrics:
             served.queued[report.replica] = slot.queued
             served.queue.merge(slot.queue)
             served.engine.merge(slot.engine)
+            for one in slot.steps:
+                stepped = served.steps.setdefault(one.step, Stepped())
+                stepped.rows += one.rows
+                stepped.failures += one.failures
+                stepped.durations.merge(one.durations)
             for rows, count in slot.batch_rows.items():
                 served.batch_rows[rows] = served.batch_rows.get(rows, 0) + count
 
@@ -162,6 +178,7 @@ class Metrics:
             _add(duration, [model, str(version), self._tenant_name(tenant)], histogram)
         yield duration
         yield from self._served_families()
+        yield from self._step_families()
         yield from self._process_families()
 
     def _served_families(self) -> Iterable[Metric]:
@@ -186,6 +203,21 @@ class Metrics:
             buckets = [(str(float(edge)), float(n)) for edge, n in counted.items()]
             batches.add_metric(names, [*buckets, ("+Inf", float(total))], served.rows)
         yield from (rows, batches, queue, engine, waiting)
+
+    def _step_families(self) -> Iterable[Metric]:
+        labels = ["model", "version", "step"]
+        rows = CounterMetricFamily("headrace_step_rows", "Rows run by a step of a pipeline.", labels=labels)
+        failures = CounterMetricFamily("headrace_step_failures", "Runs of a step that failed.", labels=labels)
+        durations = HistogramMetricFamily(
+            "headrace_step_duration_seconds", "Duration of a run of a step.", labels=labels
+        )
+        for (model, version), served in self._served.items():
+            for step, sums in served.steps.items():
+                names = [model, str(version), step]
+                rows.add_metric(names, sums.rows)
+                failures.add_metric(names, sums.failures)
+                _add(durations, names, sums.durations)
+        yield from (rows, failures, durations)
 
     def _process_families(self) -> Iterable[Metric]:
         yield GaugeMetricFamily("headrace_snapshot_epoch", "Epoch of the routing snapshot.", self._epoch())

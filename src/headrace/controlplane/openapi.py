@@ -11,11 +11,12 @@ from typing import Any
 import msgspec
 from litestar import Litestar
 
+from headrace.controlplane.deploying import MEMORY_MB
 from headrace.controlplane.platform import REPLICAS_MAX, SHARE_MIN
 from headrace.core import resources, schema, specs
 from headrace.core.names import NAME
 from headrace.core.resources import Problem
-from headrace.registry.registration import BATCH_MAX
+from headrace.registry.registration import BATCH_MAX, RUN_LIMIT_S
 
 PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 ALWAYS = {"400": "A field, parameter or header is not as described; `field` names it.", "401": "No key, or no such."}
@@ -58,15 +59,21 @@ LIMITS: dict[str, dict[str, dict[str, Any]]] = {
         "body_max_bytes": {"minimum": 1, "maximum": 1 << 30},
     },
     "VersionCreate": {"digest": DIGEST, "file_name": {"pattern": "^[^/\\x00]{1,255}$"}},
-    "EngineOptions": {"batch_max": {"minimum": 1, "maximum": BATCH_MAX}},
+    "EngineOptions": {
+        "batch_max": {"minimum": 1, "maximum": BATCH_MAX},
+        "run_limit_s": {"minimum": RUN_LIMIT_S[0], "maximum": RUN_LIMIT_S[1]},
+    },
     "DeploymentCreate": {
         "model": {"pattern": f"^({NAME.pattern}/)?{NAME.pattern}(@[1-9][0-9]{{0,8}})?$"},
         "version": VERSION,
         "replicas": {"minimum": 0, "maximum": REPLICAS_MAX},
         "threads": {"minimum": 1, "maximum": 256},
+        "memory_mb": {"minimum": MEMORY_MB[0], "maximum": MEMORY_MB[1]},
         "traffic_percent": {"maximum": 100, "anyOf": [{"const": 0}, {"minimum": SHARE_MIN}]},
     },
     "DeploymentUpdate": {"replicas": {"minimum": 0, "maximum": REPLICAS_MAX}},
+    "UploadCreate": {"digest": DIGEST, "size_bytes": {"minimum": 1}},
+    "CollectionCreate": {"grace_s": {"minimum": 0, "maximum": 1e9}},
     "OverrideUpdate": {"version": VERSION},
     "TrafficUpdate": {
         "weights": {
@@ -79,10 +86,14 @@ LIMITS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 """What the use cases check of a field beyond its type."""
+BYTES = ("/api/v1/artifacts/{", "/api/v1/uploads")
+"""Paths of artifacts on their way in: what is sent twice is the same by its digest, or its place."""
 PARAMETERS: dict[str, dict[str, Any]] = {
     "digest": DIGEST,
+    "content-range": {"pattern": "^bytes [0-9]{1,15}-[0-9]{1,15}/[0-9]{1,15}$", "examples": ["bytes 0-1023/4096"]},
     "model": {"examples": ["churn"]},
     "name": {"examples": ["default"]},
+    "input": {"pattern": "^[0-9a-f]{1,32}$"},
     "to": {"examples": ["risk"]},
     "pinned": {"examples": ["risk"]},
     "reference": {"pattern": f"^{NAME.pattern}@[1-9][0-9]{{0,8}}$", "examples": ["churn@4"]},
@@ -92,10 +103,12 @@ CURSORS = {
     "changes": "^[0-9]{1,18}$",
     "history": "^[0-9]{1,18}$",
     "versions": "^[0-9]{1,18}$",
+    "artifacts": DIGEST["pattern"],
     "tenants": f"^{NAME.pattern}$",
     "keys": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z,hr_[0-9a-f]{12}$",
     "models": f"^{NAME.pattern}/{NAME.pattern}$",
     "deployments": f"^{NAME.pattern}/{NAME.pattern}@[1-9][0-9]{{0,8}}$",
+    "quarantine": f"^{NAME.pattern}/{NAME.pattern}@[1-9][0-9]{{0,8}}/[0-9a-f]{{32}}$",
 }
 """By the end of a list's path."""
 
@@ -148,7 +161,7 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
     if mutation:
         statuses["409"] = "The resource's state does not allow it, or the Idempotency-Key came with another request."
         statuses["413"] = "The body is too large."
-        if "artifacts" not in path:
+        if not path.startswith(BYTES):
             operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
     if method == "patch" or (path.endswith("/traffic") and method == "put"):
         operation["parameters"].append(IF_MATCH)
@@ -158,7 +171,11 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
         operation["responses"]["200"].setdefault("headers", {})["ETag"] = tag
     if path.endswith("/versions") and method == "post":
         statuses["422"] = "The artifact does not load, crashes, or is a pickle that nobody trusted."
-    if "artifacts" in path and method == "put":
+    if path.startswith("/api/v1/uploads") and method == "post":
+        statuses["429"] = "The tenant has too many uploads in progress."
+    if path.startswith(BYTES) and method != "get":
+        statuses["503"] = "The artifact store or this machine's disk does not take it now."
+    if path.startswith(BYTES) and method == "put":
         content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
         operation["requestBody"] = {"required": True, "content": content}
     responses = operation["responses"]

@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 
 from headrace.controlplane import accounts, changes
 from headrace.controlplane.accounts import TenantRow
+from headrace.controlplane.artifacts import Artifacts
 from headrace.controlplane.changes import Record
 from headrace.controlplane.ports import Fleet, Routing, Telemetry
 from headrace.controlplane.store import Store
@@ -39,7 +40,6 @@ from headrace.core.resources import (
 from headrace.core.snapshot import SLOTS
 from headrace.deploy.reconcile import Standing, Target
 from headrace.registry import store as registry
-from headrace.registry.artifacts import Artifacts
 from headrace.registry.examiner import Examiner
 from headrace.registry.store import ModelRow, VersionRow
 

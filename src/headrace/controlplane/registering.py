@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import AsyncExitStack
+
 from sqlalchemy import Connection
 
-from headrace.controlplane import changes, views
+from headrace.controlplane import changes, composing
 from headrace.controlplane.changes import Record
 from headrace.controlplane.platform import Platform, Request, version_in
+from headrace.core import pipeline
 from headrace.core.database import now
 from headrace.core.errors import Forbidden, NotFound, Unprocessable
 from headrace.core.names import check_name
 from headrace.core.resources import Engine, Outcome, Version, VersionCreate
 from headrace.core.specs import Examination, ExaminationRequest
-from headrace.registry import registration
+from headrace.registry import inventory, registration
+from headrace.registry import parts as parts_store
 from headrace.registry import store as registry
+from headrace.registry.parts import Part
 from headrace.registry.store import VersionRow
 
 
@@ -24,25 +30,41 @@ async def register(platform: Platform, request: Request, name: str, body: Versio
     engine = registration.check(body)
     if body.options is not None and body.options.trust:
         _need_trust(request)
-    size = platform.artifacts.size(body.digest)
-    if size is None:
-        raise NotFound(
-            f"digest: no artifact {body.digest[:12]}...",
-            field="digest",
-            hint="PUT /api/v1/artifacts/{digest} first",
-        )
+    async with platform.artifacts.using(body.digest) as size:
+        return await _examined(platform, request, name, engine, size, body)
 
-    def look(c: Connection) -> tuple[bool, int | None]:
+
+async def _examined(
+    platform: Platform, request: Request, name: str, engine: Engine, size: int, body: VersionCreate
+) -> Outcome[Version]:
+    """Look into the artifact, unless what it is to become is there already, and write the version."""
+    declared = None
+    if engine == "pipeline":
+        async with platform.artifacts.local(body.digest, size) as path:
+            declared = await asyncio.to_thread(pipeline.read, path)
+
+    def look(c: Connection) -> tuple[bool, int | None, tuple[Part, ...]]:
         actor, key = request.principal.key, request.idempotency_key
-        again = key is not None and changes.replayed(c, actor, key, request.digest) is not None
-        return again, _same_as_latest(platform, c, request, name, engine, body)
+        if key is not None and changes.replayed(c, actor, key, request.digest) is not None:
+            return True, None, ()
+        known = _same_as_latest(platform, c, request, name, engine, body)
+        if known is not None or declared is None:
+            return False, known, ()
+        return False, None, composing.find(c, platform.tenant(c, request), declared)
 
-    again, known = await platform.store.read(look)
+    again, known, parts = await platform.store.read(look)
     found = Examination()
     if not again and known is None:
-        found = await platform.examiner.examine(
-            ExaminationRequest(engine, str(platform.artifacts.path(body.digest)), body.options, body.signature)
-        )
+        async with AsyncExitStack() as near:
+            path = await near.enter_async_context(platform.artifacts.local(body.digest, size))
+            paths = {}
+            for part in parts:
+                row = part.version
+                paths[row.digest] = await near.enter_async_context(platform.artifacts.local(row.digest, row.size_bytes))
+            served = composing.served(parts, paths.get)
+            found = await platform.examiner.examine(
+                ExaminationRequest(engine, str(path), body.options, body.signature, served)
+            )
         if found.fault is not None:
             raise Unprocessable(found.fault.message, field=found.fault.field, hint=found.fault.hint)
 
@@ -51,11 +73,13 @@ async def register(platform: Platform, request: Request, name: str, body: Versio
         same = known or _same_as_latest(platform, c, request, name, engine, body)
         if same is not None:  # perhaps pushed by somebody else while it was examined
             return Record("version.register", tenant.name, f"{name}@{same}", changed=False)
-        return _add_version(platform, c, request, name, engine, size, body, found)
+        # Again: meanwhile a part may have been removed, or its grant taken back.
+        parts = composing.find(c, tenant, declared) if declared is not None else ()
+        return _add_version(platform, c, request, name, engine, size, body, found, parts)
 
     def show(c: Connection, record: Record) -> Version:
         tenant, model = platform.model(c, request, name)
-        return views.version(platform.version(c, model, version_in(record)), name, tenant.name)
+        return composing.version(c, tenant, model, platform.version(c, model, version_in(record)))
 
     return await platform.mutate(request, work, show, Version)
 
@@ -81,8 +105,11 @@ def _add_version(
     size: int,
     body: VersionCreate,
     found: Examination,
+    parts: tuple[Part, ...],
 ) -> Record:
     assert found.signature is not None and found.options is not None
+    if not inventory.is_kept(c, body.digest):  # by another control plane, while it was examined
+        raise NotFound(f"digest: artifact {body.digest[:12]}... was just removed", field="digest")
     tenant = platform.tenant(c, request)
     model = registry.ensure_model(c, tenant.index, name)
     number = (registry.latest_version(c, model.id) or 0) + 1
@@ -104,6 +131,7 @@ def _add_version(
             request.principal.key,
         ),
     )
+    parts_store.add(c, (model.id, number), parts)
     after = {"digest": body.digest, "engine": engine, "trust": found.options.trust}
     return Record("version.register", tenant.name, f"{name}@{number}", None, after)
 

@@ -12,14 +12,17 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from headrace.controlplane import accounts
+from headrace.controlplane import accounts, quarantine_store
 from headrace.controlplane.accounts import KeyRow, TenantRow
 from headrace.core import revisions
 from headrace.core.database import KEYS_MAX
 from headrace.core.revisions import Kind
+from headrace.core.snapshot import Quarantined
 from headrace.deploy import store as deploy_store
 from headrace.deploy.store import Desired
+from headrace.registry import parts as parts_store
 from headrace.registry import store as registry_store
+from headrace.registry.parts import Part
 from headrace.registry.store import ModelRow, VersionRow
 from headrace.traffic import store as traffic_store
 from headrace.traffic.store import NONE, Policy
@@ -44,6 +47,10 @@ class ModelState:
     """By version."""
     versions: dict[int, VersionRow]
     """Of the deployments."""
+    parts: dict[int, tuple[Part, ...]] = field(default_factory=dict)
+    """Version that is a pipeline -> what it runs."""
+    quarantined: dict[int, tuple[Quarantined, ...]] = field(default_factory=dict)
+    """Version -> inputs that are refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +115,11 @@ def _models(
     known = {(id_, n): row for id_ in ids if id_ in before.models for n, row in before.models[id_].versions.items()}
     wanted = [(one.model, one.version) for many in deployments.values() for one in many]
     known |= registry_store.find_versions(connection, [key for key in wanted if key not in known])
+    parts = parts_store.of(connection, [key for key in wanted if known[key].engine == "pipeline"])
+    refused: dict[int, dict[int, tuple[Quarantined, ...]]] = {}
+    for bad in quarantine_store.find(connection, ids):
+        of = refused.setdefault(bad.model, {})
+        of[bad.version] = (*of.get(bad.version, ()), Quarantined(bytes.fromhex(bad.digest), bad.until))
     found = {}
     for id_, row in rows.items():
         policy, back = policies.get(id_, (NONE, None))
@@ -121,6 +133,8 @@ def _models(
             pins.get(id_, {}),
             here,
             {one.version: known[id_, one.version] for one in here},
+            {one.version: parts[id_, one.version] for one in here if (id_, one.version) in parts},
+            refused.get(id_, {}),
         )
     return found
 

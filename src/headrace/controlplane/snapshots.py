@@ -100,7 +100,9 @@ def model_route(state: ModelState, endpoints: dict[Target, list[Endpoint]]) -> M
     for one in state.deployments:
         version = state.versions[one.version]
         where = tuple(endpoints.get((state.id, one.version), ()))
-        versions.append(VersionRoute(one.version, where, version.engine, msgspec.json.encode(version.signature)))
+        refused = state.quarantined.get(one.version, ())
+        signature = msgspec.json.encode(version.signature)
+        versions.append(VersionRoute(one.version, where, version.engine, signature, refused))
     return ModelRoute(
         state.id,
         row.name,

@@ -18,10 +18,12 @@ from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, InternalError,
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 # Each part's tables must be known to the shared metadata before it is compared or created.
-from headrace.controlplane import accounts, changes, leases
+from headrace.controlplane import accounts, changes, leases, quarantine_store
 from headrace.core.database import POOL_SIZE, connect, metadata, reading, transaction
 from headrace.core.errors import InvalidInput, Unavailable
 from headrace.deploy import store as deploy_store
+from headrace.registry import inventory
+from headrace.registry import parts as registry_parts
 from headrace.registry import store as registry_store
 from headrace.traffic import store as traffic_store
 
@@ -31,11 +33,14 @@ TABLES = (
     accounts.tenants,
     changes.changes,
     leases.leases,
+    quarantine_store.quarantine,
     deploy_store.deployments,
+    inventory.artifacts,
+    registry_parts.version_parts,
     registry_store.models,
     traffic_store.policies,
 )
-"""One table of each part."""
+"""One table of each module that has any."""
 Kind = Callable[[Engine], AbstractContextManager[Connection]]
 """`transaction` or `reading`."""
 LIMIT_S = 15.0

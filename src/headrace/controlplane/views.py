@@ -32,7 +32,14 @@ def tag(resource: msgspec.Struct) -> str:
     if isinstance(resource, resources.Traffic):
         return str(resource.epoch)
     if isinstance(resource, resources.Deployment):
-        desired = (resource.tenant, resource.model, resource.version, resource.replicas, resource.threads)
+        desired: tuple[object, ...] = (
+            resource.tenant,
+            resource.model,
+            resource.version,
+            resource.replicas,
+            resource.threads,
+        )
+        desired += (resource.memory_mb,) if resource.memory_mb is not None else ()
         return hashlib.sha256(msgspec.json.encode((*desired, resource.created_at))).hexdigest()[:16]
     return hashlib.sha256(msgspec.json.encode(resource)).hexdigest()[:16]
 
@@ -83,7 +90,7 @@ def models(c: Connection, tenants: list[TenantRow]) -> list[resources.Model]:
     return sorted(found, key=lambda m: (m.tenant, m.name))
 
 
-def version(row: VersionRow, name: str, tenant: str) -> resources.Version:
+def version(row: VersionRow, name: str, tenant: str, parts: list[str], used_by: list[str]) -> resources.Version:
     """A version."""
     return resources.Version(
         name,
@@ -100,6 +107,8 @@ def version(row: VersionRow, name: str, tenant: str) -> resources.Version:
         row.description,
         row.created_at,
         row.created_by,
+        parts,
+        used_by,
     )
 
 
@@ -160,6 +169,8 @@ def deployment(
     """A deployment."""
     target = (f"{tenant}/{name}", desired.version)
     standing = standings.get(target, Standing("requested", 0, ""))
+    if standing.state == "failed" and standing.revision != desired.revision:
+        standing = Standing("requested", standing.ready, "changed since it failed")
     return resources.Deployment(
         name,
         tenant,
@@ -172,4 +183,5 @@ def deployment(
         [resources.Replica(s.spec.id, s.state, s.pid, s.detail, s.timings_s) for s in replicas.get(target, [])],
         weights_of(policy.split).get(desired.version, 0.0),
         desired.created_at,
+        desired.memory_mb,
     )

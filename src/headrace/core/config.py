@@ -54,8 +54,24 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A request whose headers do not arrive whole in so long, or of whose body nothing comes for so long, gets 408."""
     max_connections: int = 10_000
     """HTTP connections per router process, or calls at once over gRPC; more are refused."""
+    artifacts: str = ""
+    """Where artifacts are kept: `s3://BUCKET/PREFIX`; empty: below the data folder."""
     artifact_max_bytes: int = 8 << 30
     """Largest artifact that may be put."""
+    artifact_grace_s: float = 86_400.0
+    """An artifact that no version needs is removed so long after it was last put or asked for."""
+    cache_max_bytes: int = 32 << 30
+    """Artifacts that a node keeps of a store elsewhere; those that live replicas use are never evicted."""
+    s3_endpoint: str = ""
+    """URL of the S3-compatible storage; empty: Amazon's."""
+    s3_region: str = ""
+    """Its region; empty: us-east-1."""
+    s3_access_key: str = "env:AWS_ACCESS_KEY_ID"
+    """Reference to the access key: `env:NAME` or `file:/PATH`. Holds it nothing: the machine's role."""
+    s3_secret_key: str = "env:AWS_SECRET_ACCESS_KEY"
+    """Reference to the secret key, likewise."""
+    s3_session_token: str = "env:AWS_SESSION_TOKEN"
+    """Reference to the session token, likewise."""
     replicas_max: int = 256
     """Replicas that all deployments together may want: each is a process."""
     drain_s: float = 30.0
@@ -75,6 +91,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "header_timeout_s": (0.1, 86_400),
     "max_connections": (1, 1_000_000),
     "artifact_max_bytes": (1, 1 << 50),
+    "artifact_grace_s": (0, 1e9),
+    "cache_max_bytes": (1, 1 << 50),
     "replicas_max": (1, 1_000_000),
     "drain_s": (0, 86_400),
 }

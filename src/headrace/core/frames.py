@@ -41,6 +41,12 @@ GOAWAY: Final = 9
 """Replica -> router: send me nothing new; I answer what I have and leave when you close."""
 STATISTICS: Final = 10
 """Router -> replica: the statistics of a slot; the reply's body is JSON."""
+TRIAL: Final = 11
+"""Router -> replica: a REQUEST that is suspected of having killed a replica. It runs alone, and not before GO."""
+STANDBY: Final = 12
+"""Replica -> router: nothing runs, and a TRIAL is next; the body is its request id (u32), the frame's own is 0."""
+GO: Final = 13
+"""Router -> replica: run the TRIAL of this request id. If the connection ends before its answer, it was that one."""
 # Kinds, router or replica <-> control plane
 HELLO: Final = 16
 SNAPSHOT: Final = 17

@@ -65,6 +65,16 @@ class RequestCell(msgspec.Struct, array_like=True):
     """HTTP status -> count."""
 
 
+class Condemned(msgspec.Struct, array_like=True, frozen=True):
+    """An input that has killed replicas of a version: refused until then (Unix seconds)."""
+
+    model: str
+    """``tenant/name``."""
+    version: int
+    digest: bytes
+    until: float
+
+
 class RouterReport(msgspec.Struct, array_like=True):
     """What one router process did since its last report."""
 
@@ -76,6 +86,19 @@ class RouterReport(msgspec.Struct, array_like=True):
     retries: int
     ejections: int
     rss_bytes: int
+    condemned: tuple[Condemned, ...] = ()
+    """Inputs that this router has found out, until its snapshot has them."""
+
+
+class StepReport(msgspec.Struct, array_like=True):
+    """What one step of a pipeline did in one replica since the last report."""
+
+    step: str
+    rows: int
+    failures: int
+    """Runs that raised; the rows at fault run again, alone."""
+    durations: Histogram
+    """Of each run of the step: as many as the pipeline's, or more where a batch is more than the step takes."""
 
 
 class SlotReport(msgspec.Struct, array_like=True):
@@ -94,6 +117,8 @@ class SlotReport(msgspec.Struct, array_like=True):
     queue: Histogram
     engine: Histogram
     """Duration of each run of the engine."""
+    steps: tuple[StepReport, ...] = ()
+    """Of a pipeline."""
 
 
 class ReplicaReport(msgspec.Struct, array_like=True):

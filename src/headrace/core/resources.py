@@ -15,7 +15,7 @@ Role = Literal["viewer", "developer", "operator", "admin"]
 ROLES: tuple[Role, ...] = ("viewer", "developer", "operator", "admin")
 """Each may do what those before it may. viewer: read and predict; developer: register; operator: deploy, scale, route;
 admin: tenants and keys, of every tenant."""
-Engine = Literal["onnx", "xgboost", "lightgbm", "sklearn", "python", "torch"]
+Engine = Literal["onnx", "xgboost", "lightgbm", "sklearn", "python", "torch", "pipeline"]
 DeploymentState = Literal["requested", "starting", "ready", "draining", "stopped", "failed"]
 
 
@@ -174,6 +174,10 @@ class Version(msgspec.Struct):
     description: str
     created_at: str
     created_by: str
+    parts: list[str] = []
+    """Of a pipeline, the versions that it runs, as its declaration writes them."""
+    used_by: list[str] = []
+    """Pipelines that run it; while there are any it cannot be removed."""
 
 
 class VersionCreate(msgspec.Struct, forbid_unknown_fields=True):
@@ -199,6 +203,61 @@ class Artifact(msgspec.Struct):
 
     digest: str
     size_bytes: int
+
+
+class ArtifactUse(msgspec.Struct):
+    """A stored artifact and what it is for."""
+
+    digest: str
+    size_bytes: int
+    stored_at: str
+    versions: list[str]
+    """``tenant/model@version``; an artifact of none is removed in time."""
+
+
+class UploadCreate(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /api/v1/uploads"""
+
+    digest: str
+    """SHA-256 of the whole artifact, hex."""
+    size_bytes: int
+
+
+class Upload(msgspec.Struct):
+    """An artifact on its way in."""
+
+    id: str
+    digest: str
+    size_bytes: int
+    offset: int
+    """Bytes that have come and are kept: go on here."""
+    part_max_bytes: int
+    expires_at: str
+    """When it is given up, should nothing more come."""
+
+
+class CollectionCreate(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /api/v1/artifacts/gc"""
+
+    dry_run: bool = False
+    """Only say what would be removed."""
+    grace_s: float | None = None
+    """Remove what nobody has put or asked for for so long; left out: the setting's."""
+
+
+class Collection(msgspec.Struct):
+    """What was removed, or would be."""
+
+    dry_run: bool
+    removed: list[Artifact]
+    bytes_removed: int
+    kept: int
+    """Artifacts that stay."""
+    missing: list[str]
+    """Digests that versions need and the store does not have."""
+    uploads_expired: int
+    parts_swept: int
+    """Multi-part uploads of killed processes that were aborted in the storage."""
 
 
 # ------------------------------------------------------------------------------------------------ deployments
@@ -228,6 +287,8 @@ class Deployment(msgspec.Struct):
     instances: list[Replica]
     traffic_percent: float
     created_at: str
+    memory_mb: int | None = None
+    """Most memory of a replica, in MiB."""
 
 
 class DeploymentCreate(msgspec.Struct, forbid_unknown_fields=True):
@@ -244,6 +305,8 @@ class DeploymentCreate(msgspec.Struct, forbid_unknown_fields=True):
     traffic_percent: float | None = None
     """Share it takes once ready; the other versions shrink in proportion."""
     reason: str | None = None
+    memory_mb: int | None = None
+    """Most memory of a replica, in MiB; one that takes more is killed. No limit when left out."""
 
 
 class DeploymentUpdate(msgspec.Struct, forbid_unknown_fields=True):
@@ -253,6 +316,19 @@ class DeploymentUpdate(msgspec.Struct, forbid_unknown_fields=True):
     reason: str | None = None
     force: bool = False
     """Go to 0 replicas even while it has traffic or pinned tenants: their requests are then refused (503)."""
+
+
+class Quarantined(msgspec.Struct):
+    """An input that has killed replicas of a version, and is refused (422)."""
+
+    model: str
+    tenant: str
+    version: int
+    digest: str
+    """Of version and inputs, 32 hexadecimal digits."""
+    at: str
+    """Since when."""
+    until: str
 
 
 # ------------------------------------------------------------------------------------------------ traffic

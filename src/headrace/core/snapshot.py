@@ -45,6 +45,13 @@ class Endpoint(msgspec.Struct, frozen=True, array_like=True):
     slot: int
 
 
+class Quarantined(msgspec.Struct, frozen=True, array_like=True):
+    """An input, by its digest, that is refused until then (Unix seconds)."""
+
+    digest: bytes
+    until: float
+
+
 class VersionRoute(msgspec.Struct, frozen=True, array_like=True):
     """A deployed version. Routable while `endpoints` is not empty. `metadata` is the OIP model metadata's
     ``inputs``/``outputs`` as JSON, e.g. ``{"inputs":[...],"outputs":[...]}``."""
@@ -53,6 +60,7 @@ class VersionRoute(msgspec.Struct, frozen=True, array_like=True):
     endpoints: tuple[Endpoint, ...]
     engine: str
     metadata: bytes
+    quarantined: tuple[Quarantined, ...] = ()
 
 
 class Slots(msgspec.Struct, frozen=True, array_like=True):

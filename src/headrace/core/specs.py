@@ -7,9 +7,11 @@ from typing import Literal
 import msgspec
 
 from headrace.core.signature import Signature
+from headrace.core.storage import S3Spec
 
-ReplicaState = Literal["starting", "loading", "warming", "ready", "draining", "stopped", "crashed", "failed"]
-"""`crashed`: the process ended by itself; `failed`: it said why it cannot serve (an artifact that does not load)."""
+ReplicaState = Literal["pulling", "starting", "loading", "warming", "ready", "draining", "stopped", "crashed", "failed"]
+"""`pulling`: its artifacts come to the node, and there is no process yet; `crashed`: the process ended by itself;
+`failed`: it said why it cannot serve (an artifact that does not load)."""
 
 
 class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -23,6 +25,25 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Most rows in one run of the engine; requests above it run alone."""
     trust: bool = False
     """The artifact may execute code when loaded (a pickle)."""
+    run_limit_s: float | None = None
+    """A run of the engine that takes longer has its replica killed. None: 60 s, or for as long as somebody waits for
+    an answer of that run."""
+
+
+class ServedPart(msgspec.Struct, frozen=True):
+    """A registered version that a pipeline runs, as its replica gets it."""
+
+    reference: str
+    """As the pipeline's declaration writes it: ``[tenant/]name@version``."""
+    engine: str
+    artifact: str
+    """Path of the artifact on this node; empty: the node pulls it, as for `ServedVersion`."""
+    digest: str
+    """SHA-256 of the artifact, hex; checked before loading."""
+    signature: Signature
+    options: EngineOptions
+    size_bytes: int = 0
+    """Of the artifact."""
 
 
 class ServedVersion(msgspec.Struct, frozen=True):
@@ -34,11 +55,15 @@ class ServedVersion(msgspec.Struct, frozen=True):
     version: int
     engine: str
     artifact: str
-    """Path of the artifact on this node."""
+    """Path of the artifact on this node; empty: the node pulls it into its cache, and fills this in."""
     digest: str
     """SHA-256 of the artifact, hex; checked before loading."""
     signature: Signature
     options: EngineOptions
+    size_bytes: int = 0
+    """Of the artifact."""
+    parts: tuple[ServedPart, ...] = ()
+    """Of a pipeline, the versions that it runs."""
 
 
 class ReplicaSpec(msgspec.Struct, frozen=True):
@@ -54,6 +79,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     """Where its reports go: ``unix:/path``."""
     drain_s: float = 30.0
     """How long it finishes what it has after being told to stop."""
+    memory_mb: int | None = None
+    """Most resident memory of the process, in MiB; above it, it is killed. None: no limit."""
 
 
 class ReplicaStatus(msgspec.Struct, frozen=True):
@@ -66,6 +93,8 @@ class ReplicaStatus(msgspec.Struct, frozen=True):
     """Why, for `crashed` and `failed`."""
     timings_s: dict[str, float] = {}
     """Duration of each stage: ``start``, ``load``, ``warm``."""
+    stuck: bool = False
+    """A run of it has taken most of the time that it may: it is about to be killed, unless that ends."""
 
 
 class ReplicaEvent(msgspec.Struct, frozen=True):
@@ -74,6 +103,8 @@ class ReplicaEvent(msgspec.Struct, frozen=True):
     state: ReplicaState
     detail: str = ""
     timings_s: dict[str, float] = {}
+    stuck: bool | None = None
+    """Where it is said, the event is about nothing else."""
 
 
 class RouterSpec(msgspec.Struct, frozen=True):
@@ -125,6 +156,10 @@ class ControlSpec(msgspec.Struct, frozen=True):
     http_url: str = ""
     grpc_url: str = ""
     """Where the data plane listens, told to clients by /api/v1/status."""
+    artifacts: S3Spec | None = None
+    """Where artifacts are kept; None: in the data folder."""
+    artifact_grace_s: float = 86_400.0
+    cache_max_bytes: int = 32 << 30
     database: str = ""
     """URL of a PostgreSQL database, its password perhaps a reference (`core.secret`); empty: SQLite in the folder."""
     name: str = "control"
@@ -142,6 +177,7 @@ class ExaminationRequest(msgspec.Struct, frozen=True):
     path: str
     options: EngineOptions | None = None
     signature: Signature | None = None
+    parts: tuple[ServedPart, ...] = ()
 
 
 class Fault(msgspec.Struct, frozen=True):

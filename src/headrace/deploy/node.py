@@ -13,13 +13,13 @@ import os
 import signal
 import socket
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from headrace.core.config import Settings
-from headrace.core.errors import HeadraceError, InvalidInput
+from headrace.core.errors import HeadraceError, InvalidInput, Unprocessable
 from headrace.core.logs import configure
 from headrace.core.process import thread_limits, watch_input
 from headrace.core.specs import (
@@ -27,13 +27,16 @@ from headrace.core.specs import (
     ProcessEvent,
     ReplicaEvent,
     ReplicaSpec,
-    ReplicaState,
-    ReplicaStatus,
     RouterSpec,
+    ServedPart,
+    ServedVersion,
 )
+from headrace.core.storage import S3Spec, s3_of
 from headrace.deploy import states
 from headrace.deploy.child import Child
 from headrace.deploy.place import clear_sockets, lock, new_quota, reserve_port, run_folder
+from headrace.deploy.pulls import Pulls
+from headrace.deploy.record import ReplicaRecord
 from headrace.deploy.wire import NodeCommand, NodeState
 
 RESTART_S = (0.1, 10.0)
@@ -41,45 +44,7 @@ RESTART_S = (0.1, 10.0)
 LEAVING_S = 5.0
 """How long the processes of a node that was killed may take to let go of their ports."""
 LINE_MAX = 64 << 20
-
-
-@dataclass
-class ReplicaRecord:
-    """A replica and what it said last."""
-
-    spec: ReplicaSpec
-    child: Child | None = None
-    state: ReplicaState = "starting"
-    detail: str = ""
-    timings_s: dict[str, float] = field(default_factory=dict)
-    stopping: bool = False
-
-    def stop(self) -> None:
-        """It was told to: whatever it still says of loading or being ready is late."""
-        self.stopping = True
-        if self.state not in states.ENDED:
-            self.state = "draining"
-
-    def said(self, event: ReplicaEvent) -> None:
-        """Take an event line. Raises IllegalTransition for a step that a replica may not make."""
-        self.state = states.step(states.REPLICA, self.state, event.state)
-        self.detail = event.detail
-        self.timings_s = event.timings_s or self.timings_s
-
-    def ended(self, code: int) -> None:
-        """Its process is no more."""
-        if self.state in states.ENDED:
-            return  # it has said why itself
-        if self.stopping or (code == 0 and self.state == "draining"):
-            self.state = states.step(states.REPLICA, self.state, "stopped")
-        else:
-            self.state = states.step(states.REPLICA, self.state, "crashed")
-            self.detail = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
-    def status(self) -> ReplicaStatus:
-        """As the fleet port shows it."""
-        pid = self.child.pid if self.child is not None else 0
-        return ReplicaStatus(self.spec, self.state, pid, self.detail, self.timings_s)
+Served = TypeVar("Served", ServedVersion, ServedPart)
 
 
 class NodeInfo(msgspec.Struct):
@@ -99,8 +64,11 @@ class NodeInfo(msgspec.Struct):
 class Node:
     """The agent's state."""
 
-    def __init__(self, settings: Settings, folder: Path, run: Path, ports: dict[str, int]) -> None:
+    def __init__(
+        self, settings: Settings, folder: Path, run: Path, ports: dict[str, int], store: S3Spec | None = None
+    ) -> None:
         self.settings = settings
+        self.store = store
         self.folder = folder
         self.run = run
         self.ports = ports
@@ -116,6 +84,11 @@ class Node:
         self.leader = ""
         """Its name among the services."""
         self._writers: set[asyncio.StreamWriter] = set()
+        self.pulls: Pulls | None = None
+        """Where artifacts are kept elsewhere."""
+        if store is not None:
+            cache = folder / "cache"
+            self.pulls = Pulls(store, cache, settings.cache_max_bytes, self.logs, self.touch)
 
     # ------------------------------------------------------------------------------------------------ services
     def url(self, kind: str) -> str:
@@ -153,6 +126,9 @@ class Node:
             s.drain_s,
             self.url("http"),
             self.url("grpc"),
+            self.store,
+            s.artifact_grace_s,
+            s.cache_max_bytes,
             s.database,
             name,
             self.url(name),
@@ -240,14 +216,52 @@ class Node:
         record = self.replicas.get(command.replica)
         if command.verb == "start" and record is None and command.spec is not None and not self.stopping.is_set():
             self.replicas[command.replica] = record = ReplicaRecord(command.spec)
-            record.child = self._start(record)
-        elif command.verb == "stop" and record is not None and record.child is not None:
+            if all(served.artifact and all(part.artifact for part in served.parts) for served in command.spec.versions):
+                record.child = self._start(record)
+            else:
+                record.state = "pulling"
+                record.bringing = asyncio.get_running_loop().create_task(self._bring(record))
+        elif command.verb == "stop" and record is not None:
             record.stop()
-            record.child.terminate()
-            asyncio.get_running_loop().call_later(command_grace(record.spec), record.child.kill)
+            if record.child is not None:
+                record.child.terminate()
+                asyncio.get_running_loop().call_later(command_grace(record.spec), record.child.kill)
         elif command.verb == "forget" and record is not None and record.state in states.ENDED:
             del self.replicas[command.replica]
         self.touch()
+
+    async def _bring(self, record: ReplicaRecord) -> None:
+        """Have a replica's artifacts here, and then start it."""
+        started = asyncio.get_running_loop().time()
+        try:
+            versions = []
+            for served in record.spec.versions:
+                parts = tuple([await self._near(part, record) for part in served.parts])
+                versions.append(msgspec.structs.replace(await self._near(served, record), parts=parts))
+        except HeadraceError as error:
+            record.unstartable(error)
+        else:
+            record.spec = msgspec.structs.replace(record.spec, versions=tuple(versions))
+            record.timings_s = {"pull": asyncio.get_running_loop().time() - started}
+            if record.stopping:
+                record.ended(0)
+            else:
+                record.state = states.step(states.REPLICA, record.state, "starting")
+                record.child = self._start(record)
+        self.touch()
+
+    async def _near(self, served: Served, record: ReplicaRecord) -> Served:
+        """A version, or a pipeline's part, whose artifact is here. Raises Unprocessable, Unavailable."""
+        if served.artifact:
+            return served
+        if self.pulls is None:
+            raise Unprocessable("the version's artifact is not on this node, which has no store to pull it from")
+        pulls = self.pulls
+        record.waits_for = lambda: pulls.progress(served.digest)
+        path, held = await pulls.get(served.digest, served.size_bytes)
+        record.waits_for = str
+        record.held.append(held)
+        return msgspec.structs.replace(served, artifact=str(path))
 
     def _start(self, record: ReplicaRecord) -> Child:
         def line(text: bytes) -> None:
@@ -256,7 +270,8 @@ class Node:
 
         def ended(code: int) -> None:
             record.ended(code)
-            if record.state == "crashed" and record.child is not None and (last := record.child.log_tail()):
+            last = record.child.log_tail() if record.child is not None else ""
+            if record.state == "crashed" and last and not record.last_words:
                 record.detail += f": {last}"
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(record.spec.address.removeprefix("unix:"))
@@ -305,6 +320,8 @@ class Node:
         # Only now: a replica that is draining leaves the snapshot, and the routers' last requests need it there.
         for record in self.replicas.values():
             record.stop()
+        if self.pulls is not None:
+            await self.pulls.close()
         await stop_all([r.child for r in self.replicas.values() if r.child is not None], drain_s, hurry)
         await stop_all([c for name, c in self.services.items() if name.startswith("control")], drain_s, hurry)
 
@@ -354,13 +371,13 @@ async def hold_ports(settings: Settings, folder: Path) -> tuple[list[socket.sock
     return held, ports
 
 
-async def serve(settings: Settings, folder: Path, with_parent: bool) -> int:
+async def serve(settings: Settings, folder: Path, store: S3Spec | None, with_parent: bool) -> int:
     """Run the node until it is told to stop, or standard input ends where the parent holds it."""
     held, ports = await hold_ports(settings, folder)
     run = run_folder(folder)
     new_quota(run)
     (folder / "logs").mkdir(exist_ok=True)
-    node = Node(settings, folder, run, ports)
+    node = Node(settings, folder, run, ports, store)
     loop = asyncio.get_running_loop()
     hurry = asyncio.Event()
 
@@ -435,4 +452,4 @@ def run_node(settings: Settings, with_parent: bool = False) -> int:
     except OSError as error:
         raise HeadraceError(f"data: {folder}: {error.strerror}", field="data") from None
     with held:
-        return asyncio.run(serve(settings, folder, with_parent))
+        return asyncio.run(serve(settings, folder, s3_of(settings, os.environ), with_parent))

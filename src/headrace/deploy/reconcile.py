@@ -4,13 +4,14 @@ A replica that crashes is started again after a pause that doubles, and is short
 ready for a minute. One that says itself that it cannot serve, or that crashes three times before any was ready, fails
 its deployment, which then rests until somebody changes it. Scaling down stops what is not ready first, then the
 youngest. Replicas that were started otherwise than is wanted now are replaced one at a time: one more is started, and
-one of the old is stopped when it is ready.
+one of the old is stopped when it is ready. One that is stuck in a run counts no more, so that a spare is ready before
+it is killed; it is left alone, and counts again should that run end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from headrace.core.resources import DeploymentState
 from headrace.core.specs import ReplicaStatus
@@ -24,7 +25,8 @@ one that dies as soon as it is ready is."""
 CRASHES_MAX = 3
 """Crashes before the first ready replica that fail a deployment."""
 STARTING = ("starting", "loading", "warming")
-LIVE = (*STARTING, "ready")
+"""States of a process that is on its way, and takes the machine's time."""
+LIVE = ("pulling", *STARTING, "ready")
 
 Target = tuple[str, int]
 """(``tenant/name``, version)."""
@@ -39,6 +41,8 @@ class Want:
     revision: int
     threads: int | None = None
     """What each replica shall have; those with another number are replaced one by one. None: any will do."""
+    memory_mb: int | None = None
+    """Likewise, where `threads` is given."""
 
 
 @dataclass(slots=True)
@@ -64,6 +68,17 @@ class Standing:
     state: DeploymentState
     ready: int
     detail: str
+    revision: int = 0
+    """Of a failure: which of the deployment's; a later one is to be tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A replica that has ended by itself."""
+
+    target: Target
+    replica: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +92,8 @@ class Plan:
     forget: list[str] = field(default_factory=list)
     """Ids of dead replicas whose record was taken note of."""
     standings: dict[Target, Standing] = field(default_factory=dict)
+    deaths: list[Death] = field(default_factory=list)
+    """Replicas that have ended by themselves since the last look."""
     wake_at: float | None = None
     """When the next pause is over."""
 
@@ -123,6 +140,8 @@ def reconcile(
             memory[target] = note = Memory(want.revision, noticed=note.noticed)
         _notice_deaths(by_target[target], draining, note, plan, now)
         live = [s for s in by_target[target] if s.state in LIVE and s.spec.id not in draining]
+        if want.replicas:
+            live = [s for s in live if not s.stuck]
         ready = [s for s in live if s.state == "ready"]
         _notice_calm(len(ready), want, note, now)
         plan.stop.extend(_surplus(want, live))
@@ -133,11 +152,12 @@ def reconcile(
             else:
                 wakes.append(note.not_before)
         plan.standings[target] = _standing(want, live, ready, note, now)
-    return Plan(plan.start, plan.stop, plan.forget, plan.standings, min(wakes, default=None))
+    return replace(plan, wake_at=min(wakes, default=None))
 
 
 def _outdated(want: Want, status: ReplicaStatus) -> bool:
-    return want.threads is not None and status.spec.threads != want.threads
+    wanted = (want.threads, want.memory_mb)
+    return want.threads is not None and (status.spec.threads, status.spec.memory_mb) != wanted
 
 
 def _surplus(want: Want, live: Sequence[ReplicaStatus]) -> list[str]:
@@ -168,8 +188,10 @@ def _notice_deaths(
         if status.spec.id in counted:
             pass  # forgetting takes the fleet a while: a death counts once, however often its record is seen
         elif status.state == "failed":
+            plan.deaths.append(Death(target_of(status), status.spec.id, status.detail))
             note.failure = status.detail or "the replica could not serve the version"
         elif status.state == "crashed" and status.spec.id not in draining:
+            plan.deaths.append(Death(target_of(status), status.spec.id, status.detail))
             note.crashes += 1
             note.last_crash = status.detail
             note.not_before = now + pause_s(note.crashes)
@@ -199,9 +221,9 @@ def _standing(
     want: Want, live: Sequence[ReplicaStatus], ready: Sequence[ReplicaStatus], note: Memory, now: float
 ) -> Standing:
     if note.failure:
-        return Standing("failed", len(ready), note.failure)
+        return Standing("failed", len(ready), note.failure, want.revision)
     if want.replicas and len(ready) >= want.replicas:
-        return Standing("ready", len(ready), "")
+        return Standing("ready", len(ready), f"has crashed lately ({note.last_crash})" if note.crashes else "")
     if now < note.not_before:
         pause = note.not_before - now
         state: DeploymentState = "ready" if ready else "starting"
@@ -210,7 +232,11 @@ def _standing(
         return Standing("ready", len(ready), f"{len(ready)} of {want.replicas} replicas ready")
     if want.replicas == 0:
         return Standing("stopped", 0, "scaled to 0 replicas")
-    return Standing("starting", 0, live[0].state) if live else Standing("requested", 0, "no replica has started yet")
+    return (
+        Standing("starting", 0, live[0].detail or live[0].state)
+        if live
+        else Standing("requested", 0, "no replica has started yet")
+    )
 
 
 def retire(

@@ -1,6 +1,7 @@
 """The states of replicas and deployments, and the steps between them: one table each.
 
-A replica climbs from `starting` to `ready` and may end on any rung; an ended one never comes back, it is replaced.
+A replica climbs from `starting` (from `pulling` where its artifact is not on the node yet) to `ready` and may end on
+any rung; an ended one never comes back, it is replaced.
 A deployment is judged anew at every tick, so it may fall from `ready` to `starting` and climb again; what it may not do
 is skip its beginning: one that was `stopped` or `draining` is never simply `ready`.
 """
@@ -19,6 +20,7 @@ ENDED: Final = ("stopped", "crashed", "failed")
 """States of a replica whose process is no more."""
 
 REPLICA: Final[Mapping[ReplicaState, tuple[ReplicaState, ...]]] = {
+    "pulling": ("starting", "draining", *ENDED),
     "starting": ("loading", "draining", *ENDED),
     "loading": ("warming", "draining", *ENDED),
     "warming": ("warming", "ready", "draining", *ENDED),  # once for each of its versions

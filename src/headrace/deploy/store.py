@@ -34,6 +34,7 @@ deployments = Table(
     Column("had_traffic", Boolean, nullable=False),
     Column("revision", Integer, nullable=False),
     Column("created_at", String(32), nullable=False),
+    Column("memory_mb", Integer, nullable=True),
 )
 
 
@@ -50,6 +51,7 @@ class Desired:
     had_traffic: bool
     revision: int
     created_at: str
+    memory_mb: int | None = None
 
 
 def list_all(connection: Connection, of: Collection[int] | None = None) -> list[Desired]:
@@ -74,11 +76,17 @@ def find(connection: Connection, model: int, version: int) -> Desired | None:
 
 
 def create(
-    connection: Connection, model: int, version: int, replicas: int, threads: int, traffic_on_ready: float | None
+    connection: Connection,
+    model: int,
+    version: int,
+    replicas: int,
+    threads: int,
+    traffic_on_ready: float | None,
+    memory_mb: int | None = None,
 ) -> None:
     """Want a version to run; one that is wanted already takes the new numbers."""
     before = find(connection, model, version)
-    values = {"replicas": replicas, "threads": threads, "traffic_on_ready": traffic_on_ready}
+    values = {"replicas": replicas, "threads": threads, "traffic_on_ready": traffic_on_ready, "memory_mb": memory_mb}
     if before is None:
         connection.execute(
             insert(deployments).values(

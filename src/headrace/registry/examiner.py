@@ -1,7 +1,7 @@
 """Has artifacts examined in a process of their own, so that one that crashes takes nothing with it.
 
-Formats that cannot run code share one warm process; Python models and trusted pickles get a fresh one each, which ends
-with its answer. Each leads a process group, so that whatever a model forked ends with it.
+Formats that cannot run code share one warm process; Python models, pipelines and trusted pickles get a fresh one each,
+which ends with its answer. Each leads a process group, so that whatever a model forked ends with it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Examiner:
         Raises:
             Unprocessable: the artifact crashes the process, or takes too long.
         """
-        if request.engine in ("python", "torch") or (request.options is not None and request.options.trust):
+        if request.engine in ("python", "torch", "pipeline") or (request.options is not None and request.options.trust):
             async with self._fresh:
                 process = await self._start()
                 try:

@@ -21,11 +21,14 @@ ENGINE_OF_SUFFIX: dict[str, Engine] = {
     ".joblib": "sklearn",
     ".py": "python",
     ".tar": "python",
+    ".toml": "pipeline",
     ".pt": "torch",
     ".pt2": "torch",
 }
 BATCH_MAX = 65_536
 """Rows that `options.batch_max` may allow at most."""
+RUN_LIMIT_S = (0.1, 3600.0)
+"""Least and most of `options.run_limit_s`."""
 
 
 def check(create: VersionCreate) -> Engine:
@@ -44,6 +47,10 @@ def check(create: VersionCreate) -> Engine:
     if create.options is not None and not 1 <= create.options.batch_max <= BATCH_MAX:
         given = create.options.batch_max
         raise InvalidInput(f"options.batch_max: {given}, expected 1 to {BATCH_MAX} rows", field="options.batch_max")
+    limit_s = create.options.run_limit_s if create.options is not None else None
+    if limit_s is not None and not RUN_LIMIT_S[0] <= limit_s <= RUN_LIMIT_S[1]:
+        expected = "expected {:g} to {:g} seconds".format(*RUN_LIMIT_S)
+        raise InvalidInput(f"options.run_limit_s: {limit_s:g}, {expected}", field="options.run_limit_s")
     engine = create.engine or ENGINE_OF_SUFFIX.get(PurePosixPath(name).suffix.lower())
     if engine is None:
         raise InvalidInput(

@@ -13,6 +13,7 @@ import msgspec
 from headrace.core import telemetry
 from headrace.core.report import RequestCell, RouterReport
 from headrace.core.specs import RouterSpec
+from headrace.router.guard import Guards
 from headrace.router.link import Arm, ReplicaLink, Tenant
 from headrace.router.table import Table
 
@@ -31,7 +32,8 @@ class Router:
     def __init__(self, spec: RouterSpec, peer: ControlPeer | None = None) -> None:
         self.spec = spec
         self.peer = peer
-        self.table = Table(ReplicaLink)
+        self.guards = Guards()
+        self.table = Table(lambda replica, address: ReplicaLink(replica, address, self.guards), self.guards)
         self.connections: set[Http] = set()
         self.draining = False
         self.arrivals = open_quota(spec.quota_path)
@@ -70,6 +72,7 @@ class Router:
         for link in self.table.links.values():
             if link.waiting:
                 link.sweep(now)
+        self.guards.sweep(now)
         for arm in self.table.arms:
             for cell in arm.cells.values():
                 cell.trim()
@@ -101,6 +104,7 @@ class Router:
                 retries,
                 ejections,
                 telemetry.rss_bytes(),
+                self.guards.condemned(),
             )
         )
 

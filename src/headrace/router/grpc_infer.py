@@ -124,21 +124,25 @@ class Inference:
             self.router.count(caller.tenant.index if caller.tenant is not None else -1, error.status)
             raise
         tenant.in_flight += 1
-        call = Call()
-        endpoint[0].send(
-            call,
-            0,
-            arm.cell(tenant.index),
-            tenant,
-            now,
-            now + timeout_s,
-            arm,
-            endpoint[1],
-            meta.encode((router.table.snapshot.epoch, json_length, traceparent or b"")),
-            [body],
-            len(body),
-            frames.BINARY,
-        )
+        call, cell, deadline = Call(), arm.cell(tenant.index), now + timeout_s
+        context = meta.encode((router.table.snapshot.epoch, json_length, traceparent or b""))
+        if arm.guard is None or not arm.guard.stops(
+            (call, 0, cell, tenant, now, deadline, arm, context, [body], frames.BINARY, 0)
+        ):
+            endpoint[0].send(
+                call,
+                0,
+                cell,
+                tenant,
+                now,
+                deadline,
+                arm,
+                endpoint[1],
+                context,
+                [body],
+                len(body),
+                frames.BINARY,
+            )
         try:
             status, head, reply = await call.reply
         except asyncio.CancelledError:

@@ -316,16 +316,21 @@ class Http(asyncio.Protocol):
         if cell is None:
             cell = arm.cell(tenant.index)
         tenant.in_flight += 1
+        deadline, context = now + timeout_s, meta.encode((table.snapshot.epoch, json_length, traceparent or b""))
+        if arm.guard is not None and arm.guard.stops(
+            (self, seq, cell, tenant, now, deadline, arm, context, chunks, flags, 0)
+        ):
+            return
         endpoint[0].send(
             self,
             seq,
             cell,
             tenant,
             now,
-            now + timeout_s,
+            deadline,
             arm,
             endpoint[1],
-            meta.encode((table.snapshot.epoch, json_length, traceparent or b"")),
+            context,
             chunks,
             size,
             flags,

@@ -1,7 +1,7 @@
 """A router's multiplexed connection to a replica, and what is counted per tenant and version.
 
-Rules: a client that has gone is never written to; no exception leaves a callback of the shared link; a request that
-was on its way when the replica was lost goes to another one, once, if its model is idempotent and time is left.
+Rules: a client that has gone is never written to; no exception leaves a callback of the shared link; what becomes of
+requests that were on their way when the replica was lost is the warden's to say (`guard`).
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from headrace.core import frames
 from headrace.core.telemetry import Durations
+
+if TYPE_CHECKING:
+    from headrace.router.guard import Guard
 
 monotonic = time.monotonic
 RECONNECT_S = (0.02, 1.0)
@@ -26,7 +29,9 @@ EJECT_S = (1.0, 30.0)
 class Client(Protocol):
     """Whoever waits for a replica's answer."""
 
-    gone: bool
+    @property
+    def gone(self) -> bool:
+        """Nobody waits any more."""
 
     def answer(self, seq: int, kind: int, flags: int, status: int, meta: bytes, body: bytes) -> None:
         """The replica's frame for the request that was sent with `seq`. Must not raise."""
@@ -55,12 +60,14 @@ class Tenant:
 class Arm:
     """One version of a model as the router sees it."""
 
-    __slots__ = ("cells", "endpoints", "errors", "idempotent", "model", "version")
+    __slots__ = ("cells", "endpoints", "errors", "guard", "idempotent", "model", "version")
 
     def __init__(self, model: str, version: int) -> None:
         self.model, self.version = model, version
         self.endpoints: list[tuple[ReplicaLink, int]] = []
         self.idempotent = True
+        self.guard: Guard | None = None
+        """Whom its requests must pass, after one of its replicas has died."""
         self.cells: dict[int, Durations] = {}
         """Tenant -> latencies since the last report."""
         self.errors: dict[tuple[int, int], int] = {}
@@ -79,10 +86,36 @@ class Arm:
         self.errors[key] = self.errors.get(key, 0) + 1
 
 
-# client, its sequence number, latencies, tenant, start, deadline, arm, meta, body in pieces, flags, tried before
-Waiting = tuple[Client, int, Durations, Tenant, float, float, Arm, bytes, list[bytes], int, bool]
+# client, its sequence number, latencies, tenant, start, deadline, arm, meta, body in pieces, flags, tries before
+Waiting = tuple[Client, int, Durations, Tenant, float, float, Arm, bytes, list[bytes], int, int]
 LARGE = 64 << 10
 """Bytes. Bodies above this are not copied together with what else leaves in the same tick."""
+
+
+LATE_MAX = 256
+"""Requests of a replica that were given up and are remembered: one of them may be what it hangs on."""
+
+
+class Late(NamedTuple):
+    """A request that was given up before its replica answered."""
+
+    arm: Arm
+    digest: bytes
+    at: float
+    client: Client
+
+
+class Warden(Protocol):
+    """Says what becomes of requests whose replica was lost."""
+
+    def late(self, waiting: Waiting, now: float) -> Late:
+        """A request is given up: what to remember of it for as long as its replica says nothing."""
+
+    def standby(self, waiting: Waiting) -> bool:
+        """A TRIAL is next in its replica: whether it shall run."""
+
+    def lost(self, link: ReplicaLink, died: bool, waiting: list[Waiting], late: list[Late], now: float) -> None:
+        """A link has ended; `died`: without a word before. See to all who wait, and judge."""
 
 
 def choose(
@@ -109,12 +142,14 @@ def choose(
 class ReplicaLink(frames.FrameProtocol):
     """One connection to one replica; writes are coalesced per loop tick."""
 
-    def __init__(self, replica: str, address: str) -> None:
+    def __init__(self, replica: str, address: str, warden: Warden) -> None:
         super().__init__()
         self.replica = replica
+        self.warden = warden
         self.up = False
         self.connected = asyncio.Event()
         self.waiting: dict[int, Waiting] = {}
+        self.late: dict[int, Late] = {}
         self.service_s = 1e-3
         self.failures = 0
         self.ejected_until = 0.0
@@ -164,11 +199,12 @@ class ReplicaLink(frames.FrameProtocol):
         body: list[bytes],
         size: int,
         flags: int,
-        tried: bool = False,
+        tries: int = 0,
+        kind: int = frames.REQUEST,
     ) -> None:
         """Send a request; the answer goes to `client`. `body` comes in pieces, `size` bytes in all."""
         self._rid = rid = (self._rid + 1) & 0xFFFFFFFF
-        self.waiting[rid] = (client, seq, cell, tenant, start, deadline, arm, meta, body, flags, tried)
+        self.waiting[rid] = (client, seq, cell, tenant, start, deadline, arm, meta, body, flags, tries)
         out = self._out
         if not out:
             self._loop.call_soon(self._flush)
@@ -176,7 +212,7 @@ class ReplicaLink(frames.FrameProtocol):
             frames.HEADER.pack(
                 len(meta) + size,
                 rid,
-                frames.REQUEST,
+                kind,
                 flags,
                 slot,
                 max(int((deadline - start) * 1000), 1),
@@ -193,7 +229,7 @@ class ReplicaLink(frames.FrameProtocol):
         """Send a frame that is no inference request (statistics)."""
         now = monotonic()
         self._rid = rid = (self._rid + 1) & 0xFFFFFFFF
-        self.waiting[rid] = (client, seq, Durations(), Tenant(-1, ""), now, now + 5.0, arm, b"", [], 0, True)
+        self.waiting[rid] = (client, seq, Durations(), Tenant(-1, ""), now, now + 5.0, arm, b"", [], 0, 1)
         self._post(frames.frame(kind, rid, slot=slot))
 
     def _post(self, frame: bytes) -> None:
@@ -236,11 +272,22 @@ class ReplicaLink(frames.FrameProtocol):
                 client.answer(seq, kind, flags, status, data[i + size : body] if meta_length else b"", data[body:j])
             elif kind == frames.GOAWAY:
                 self._go()
+            elif kind == frames.STANDBY:
+                self._stand_by(int.from_bytes(data[i + size : j], "little"))
+            else:
+                self.late.pop(rid, None)
             i = j
         self.service_s += 0.1 * (now - start - self.service_s)
         if not self.up and not self.waiting:
             self.transport.close()
         return i
+
+    def _stand_by(self, rid: int) -> None:
+        """Its replica runs nothing and a trial is next: let it, unless it was given up."""
+        waiting = self.waiting.get(rid)
+        go = waiting is not None and self.warden.standby(waiting)
+        # Also to one that is draining, where `up` is over: it runs nothing else until it hears.
+        self.transport.write(frames.frame(frames.GO if go else frames.CANCEL, rid))
 
     def _failed(self, now: float) -> None:
         """Count a failure; the fifth in a row ejects, longer each time. When the time is over the next request is
@@ -258,6 +305,10 @@ class ReplicaLink(frames.FrameProtocol):
             waiting = self.waiting.pop(rid)
             waiting[3].in_flight -= 1
             self._post(frames.frame(frames.CANCEL, rid))
+            if waiting[7]:
+                self.late[rid] = self.warden.late(waiting, now)
+                if len(self.late) > LATE_MAX:
+                    del self.late[next(iter(self.late))]
             if not waiting[0].gone:
                 waiting[6].error(waiting[3].index, 504)
                 self._failed(now)
@@ -280,25 +331,18 @@ class ReplicaLink(frames.FrameProtocol):
                 self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Requests that were on their way go to another replica once, if there is time."""
-        self.up = False
+        """The warden sees to the requests that were on their way."""
+        died, self.up = self.up, False
         self.connected.clear()
         lost, self.waiting = self.waiting, {}
+        late, self.late = self.late, {}
         self._out.clear()
         self.reset()
         now = monotonic()
-        for client, seq, cell, tenant, start, deadline, arm, meta, body, flags, tried in lost.values():
-            other = None
-            if arm.idempotent and not tried and deadline > now and not client.gone:
-                other = choose(arm.endpoints, now, self)
-            if other is None:
-                tenant.in_flight -= 1
-                arm.error(tenant.index, 503)
-                client.fail(seq, 503, "the replica was lost and no other could take the request")
-            else:
-                self.retries += 1
-                size = sum(map(len, body))
-                other[0].send(client, seq, cell, tenant, start, deadline, arm, other[1], meta, body, size, flags, True)
+        for client, seq, *_, context, _, _, _ in lost.values():
+            if not context:  # a question of our own
+                client.fail(seq, 503, "the replica was lost")
+        self.warden.lost(self, died, [one for one in lost.values() if one[7]], list(late.values()), now)
         if not self._retired:
             with contextlib.suppress(RuntimeError):  # the loop is closing
                 self._task = self._loop.create_task(self._connect())

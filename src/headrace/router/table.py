@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from urllib.parse import quote
 
 from headrace.core.snapshot import ModelRoute, Snapshot, State, TenantRoute, VersionRoute
+from headrace.router.guard import Guards
 from headrace.router.link import Arm, ReplicaLink, Tenant
 from headrace.traffic.decide import Decide, compile_policy
 
@@ -40,9 +41,10 @@ class Table:
 
     Args:
         make_link: makes a link to a replica's address.
+        guards: of the versions with inputs that are in quarantine.
     """
 
-    def __init__(self, make_link: Callable[[str, str], ReplicaLink]) -> None:
+    def __init__(self, make_link: Callable[[str, str], ReplicaLink], guards: Guards | None = None) -> None:
         self.snapshot = State()
         self.routes: dict[bytes, Route] = {}
         self.links: dict[str, ReplicaLink] = {}
@@ -56,6 +58,7 @@ class Table:
         self._urls: dict[str, list[bytes]] = {}
         self._by_name: dict[str, dict[str, ModelRoute]] = {}
         self._make_link = make_link
+        self._guards = guards or Guards()
 
     def links_for(self, change: Snapshot) -> list[ReplicaLink]:
         """Open links to the replicas that are new in `change`; returns those."""
@@ -170,6 +173,7 @@ class Table:
         if arm is None:
             arm = self._arms[key] = Arm(model.id, version.version)
         arm.idempotent = model.idempotent
+        self._guards.told(arm, version.quarantined)
         arm.endpoints = [(self.links[e.replica], e.slot) for e in version.endpoints if e.replica in self.links]
         return arm
 

@@ -2,7 +2,7 @@
 
 ``python -m headrace.server.examine`` reads one request per line of standard input and answers each with a line:
 
-    {"engine", "path", "file_name", "options" | null, "signature" | null}
+    {"engine", "path", "file_name", "options" | null, "signature" | null, "parts"}
     -> {"signature", "options"}   what the model takes and gives, and the options it was loaded with
     -> {"error": {"message", "field", "hint"}}
 
@@ -19,11 +19,12 @@ import msgspec
 
 from headrace.core.errors import HeadraceError
 from headrace.core.schema import Signature
-from headrace.core.specs import EngineOptions
+from headrace.core.specs import EngineOptions, ServedPart
 from headrace.server.engines.artifact import reason
 from headrace.server.engines.load import load
-from headrace.server.engines.port import example
+from headrace.server.engines.port import warm_inputs
 
+_EXAMPLE = 'give its inputs an example in pipeline.toml: example = ..., or example_file = "FILE" for BYTES'
 _SIZES = "if it needs larger inputs than the example's, give a signature that fixes the free dimensions"
 
 
@@ -38,6 +39,8 @@ class Examine(msgspec.Struct, frozen=True):
     """None for the engine's defaults."""
     signature: Signature | None = None
     """Checked against the model's; None to read it out of the model."""
+    parts: tuple[ServedPart, ...] = ()
+    """Of a pipeline, the versions that it runs."""
 
 
 class Examined(msgspec.Struct, frozen=True):
@@ -65,19 +68,20 @@ def examine(request: Examine) -> Examined | Refused:
     """Load, run once on an example, close."""
     path = Path(request.path)
     try:
-        loaded = load(request.engine, path, request.options, request.signature)
+        loaded = load(request.engine, path, request.options, request.signature, parts=request.parts)
     except HeadraceError as error:
         name = request.file_name
         return Refused(Fault(f"{name}: {error.message}" if name else error.message, error.field, error.hint))
     engine = loaded.engine
     try:
-        engine.run(example(engine.signature))
+        engine.run(warm_inputs(engine))
         return Examined(engine.signature, loaded.options)
     except (Exception, SystemExit) as error:  # whatever the model raises
         text = error.message if isinstance(error, HeadraceError) else reason(error, path)
         name = request.file_name or "the model"
         free = any(-1 in spec.shape[1:] for spec in engine.signature.inputs)
-        return Refused(Fault(f"{name}: loads, and fails on its first run: {text}", "digest", _SIZES if free else None))
+        hint = _EXAMPLE if request.engine == "pipeline" else _SIZES if free else None
+        return Refused(Fault(f"{name}: loads, and fails on its first run: {text}", "digest", hint))
     finally:
         engine.close()
 

@@ -41,6 +41,8 @@ class RouterLink(frames.FrameProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
         self.owner.links.discard(self)
+        for slot in self.owner.slots:
+            slot.cancel(self)
         self.owner.schedule()
 
     def on_data(self, data: bytes) -> int:
@@ -63,6 +65,15 @@ class RouterLink(frames.FrameProtocol):
             elif kind == frames.CANCEL:
                 if len(self.gone) < GONE_MAX:
                     self.gone.add(rid)
+                for one in slots:
+                    one.cancel(self, rid)
+            elif kind == frames.TRIAL and slot < len(slots):
+                body = start + meta_length
+                job = (rid, now + timeout_ms / 1000, tenant, data[start:body], view[body:j], now, self, flags)
+                slots[slot].trials.append(job)
+            elif kind == frames.GO:
+                for one in slots:
+                    one.go(self, rid)
             elif kind == frames.STATISTICS and slot < len(slots):
                 self.out.append(frames.frame(frames.REPLY, rid, slot=200, body=slots[slot].statistics()))
             elif kind == frames.PING:

@@ -29,10 +29,12 @@ from headrace.core.peer import ControlPeer
 from headrace.core.process import Events, watch_stop
 from headrace.core.report import Hello, ReplicaReport
 from headrace.core.specs import ReplicaEvent, ReplicaSpec, ServedVersion
-from headrace.server.engines.load import load, verify
-from headrace.server.engines.port import Engine, example
+from headrace.core.verified import verify
+from headrace.server.engines.load import load
+from headrace.server.engines.port import Engine, warm_inputs
 from headrace.server.link import RouterLink
 from headrace.server.slot import Slot
+from headrace.server.watchdog import Watchdog
 
 log = logging.getLogger("headrace.server")
 WARM_RUNS = 3
@@ -97,14 +99,16 @@ def load_version(served: ServedVersion, threads: int, timings: dict[str, float],
     start = time.monotonic()
     path = Path(served.artifact)
     verify(path, served.digest)
+    for part in served.parts:
+        verify(Path(part.artifact), part.digest)
     verified = time.monotonic()
-    engine = load(served.engine, path, served.options, served.signature, threads).engine
+    engine = load(served.engine, path, served.options, served.signature, threads, served.parts).engine
     loaded = time.monotonic()
     warming()
     run_s = math.inf
     for _ in range(WARM_RUNS):
         started = time.monotonic()
-        engine.run(example(engine.signature))
+        engine.run(warm_inputs(engine))
         run_s = min(run_s, time.monotonic() - started)
     for name, taken in (
         ("verify", verified - start),
@@ -115,10 +119,13 @@ def load_version(served: ServedVersion, threads: int, timings: dict[str, float],
     return Warm(engine, run_s)
 
 
-async def serve(spec: ReplicaSpec, engines: list[Warm], events: Events, timings: dict[str, float]) -> None:
+async def serve(
+    spec: ReplicaSpec, engines: list[Warm], events: Events, timings: dict[str, float], watchdog: Watchdog
+) -> None:
     """Answer routers until told to stop."""
     loop = asyncio.get_running_loop()
     replica = Replica(spec, engines, loop)
+    watchdog.watch(replica.slots)
     stop = watch_stop(loop)
     path = spec.address.removeprefix("unix:")
     if os.path.exists(path):
@@ -147,6 +154,8 @@ def run(spec_file: BinaryIO, events: Events) -> int:
     timings: dict[str, float] = {}
     engines: list[Warm] = []
     events.send(ReplicaEvent("loading"))
+    watchdog = Watchdog(events.send, spec.memory_mb)
+    watchdog.start()
     for served in spec.versions:
         try:
             engines.append(load_version(served, spec.threads, timings, lambda: events.send(ReplicaEvent("warming"))))
@@ -159,7 +168,8 @@ def run(spec_file: BinaryIO, events: Events) -> int:
             events.send(ReplicaEvent("failed", f"{type(error).__name__}: {text}"))
             return 3
     timings["total"] = time.monotonic() - started
-    uvloop.run(serve(spec, engines, events, timings))
+    uvloop.run(serve(spec, engines, events, timings, watchdog))
+    watchdog.stop()
     for warm in engines:
         warm.engine.close()
     return 0

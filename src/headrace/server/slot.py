@@ -26,7 +26,7 @@ from headrace.core.telemetry import Durations
 from headrace.server.batcher import BatchPolicy, Run, WorkConserving, plan_runs
 from headrace.server.codec import Codec, Part
 from headrace.server.compression import deflate
-from headrace.server.engines.port import Engine
+from headrace.server.engines.port import Composed, Engine
 from headrace.server.tensors import Array
 
 if TYPE_CHECKING:
@@ -89,12 +89,19 @@ class Slot:
         name = served.model.rpartition("/")[2]
         self.codec = Codec(name, served.version, engine.signature, finite=served.options.nan == "reject")
         self.waiting: deque[Job] = deque()
+        self.trials: deque[Job] = deque()
+        """Each runs alone, once its router has said so."""
+        self.began = 0.0
+        """When the run under way began; 0 while there is none. What the watchdog looks at."""
+        self.running: list[Job] = []
+        """Whose run it is, or was."""
         self.policy: BatchPolicy = WorkConserving(max(served.options.batch_max, 1))
         self.busy = False
         self.totals = Totals()
         self._wake = wake
         self._call_soon = call_soon
         self._runs: deque[Run[Job]] = deque()
+        self._standing: Job | None = None  # a trial whose router was asked
         self._recent_s = deque([run_s] * RECENT, RECENT)  # durations of the last runs
         self._thread: ThreadPoolExecutor | None = None
         self._queue_s = Durations()
@@ -105,18 +112,49 @@ class Slot:
     @property
     def idle(self) -> bool:
         """Nothing waits and nothing runs."""
-        return not (self.waiting or self._runs or self.busy)
+        return not (self.waiting or self.trials or self._runs or self.busy)
 
     def pump(self) -> None:
         """Start what can be started: decode what waits, run one batch."""
         if self.busy:
             return
+        if self.trials and not self._runs:
+            return self._stand_by(self.trials.popleft())
         if not self._runs and self.waiting:
             self._decode(self.policy.take(self.waiting, monotonic()))
         if self._runs:
             self._start(self._runs.popleft())
         if (self._runs or self.waiting) and not self.busy:
             self._wake()
+
+    def _stand_by(self, job: Job) -> None:
+        """Tell a trial's router that it is next, and run nothing until that says GO, or that nobody waits any more."""
+        self._wake()
+        rid, link = job[0], job[6]
+        if rid in link.gone:
+            link.gone.discard(rid)
+        elif not link.lost:
+            self.busy, self._standing = True, job
+            link.out.append(frames.frame(frames.STANDBY, body=rid.to_bytes(4, "little")))
+
+    def go(self, link: RouterLink, rid: int) -> None:
+        """Run the trial that stands by."""
+        if (job := self._dismiss(link, rid)) is not None:
+            self._decode([job])
+            self._wake()
+
+    def cancel(self, link: RouterLink, rid: int | None = None) -> None:
+        """Nobody waits for this request of the link any more, or (None) for any of them."""
+        if self._dismiss(link, rid) is not None:
+            self._wake()
+
+    def _dismiss(self, link: RouterLink, rid: int | None) -> Job | None:
+        """The trial that stood by, if it is this one; the slot is free again."""
+        job = self._standing
+        if job is None or job[6] is not link or rid not in (None, job[0]):
+            return None
+        self.busy, self._standing = False, None
+        return job
 
     def _decode(self, jobs: list[Job]) -> None:
         """Decode and check each request by itself: what is wrong with one is told to that one."""
@@ -152,8 +190,9 @@ class Slot:
             self._runs.extend(plan_runs(good, parts, self.served.options.batch_max, self.codec.batchable))
 
     def _start(self, run: Run[Job]) -> None:
+        self.running = run[0]
         if min(self._recent_s) < INLINE_S:
-            start = monotonic()
+            self.began = start = monotonic()
             results = self._execute(run[1], run[2])
             self._finish(run, results, monotonic() - start)
             return
@@ -162,7 +201,7 @@ class Slot:
             self._thread = ThreadPoolExecutor(1, "engine")
 
         def work() -> None:
-            start = monotonic()
+            self.began = start = monotonic()
             results = self._execute(run[1], run[2])
             taken = monotonic() - start
             self._call_soon(lambda: done(results, taken))
@@ -183,6 +222,7 @@ class Slot:
 
     def _split(self, parts: list[Part]) -> list[Result]:
         """Run halves until the requests at fault stand alone."""
+        self.began = monotonic()
         if len(parts) == 1:
             try:
                 return [self._run(self.codec.isolate(parts[0]), parts[0].rows)]
@@ -194,6 +234,7 @@ class Slot:
         middle = len(parts) // 2
         results: list[Result] = []
         for half in (parts[:middle], parts[middle:]):
+            self.began = monotonic()
             try:
                 outputs = self._run(self.codec.batch(half), sum([part.rows for part in half]))
             except Exception:
@@ -216,6 +257,7 @@ class Slot:
     def _finish(self, run: Run[Job], results: list[Result], taken: float) -> None:
         """Encode and answer; count."""
         start = monotonic()
+        self.began = 0.0
         jobs, parts, rows = run
         self._recent_s.append(taken)
         whole = results[0]
@@ -287,6 +329,7 @@ class Slot:
             self._batch_rows,
             self._queue_s.take(),
             self._engine_s.take(),
+            self.engine.take_steps() if isinstance(self.engine, Composed) else (),
         )
         self._reported = Totals(now.requests, now.failures, now.rows, now.batches)
         self._batch_rows = {}

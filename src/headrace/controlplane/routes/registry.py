@@ -1,16 +1,15 @@
-"""Artifacts, models, versions and grants."""
+"""Models, versions and grants."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from litestar import Request as Http
-from litestar import Response, delete, get, head, patch, post, put
+from litestar import Response, delete, get, patch, post, put
 from litestar.params import FromPath, FromQuery, JSONBody
 from sqlalchemy import Connection
 
-from headrace.controlplane import accounts, registering, views
+from headrace.controlplane import accounts, composing, registering, views
 from headrace.controlplane.changes import Record
 from headrace.controlplane.platform import Platform, Request, check_range
 from headrace.controlplane.routes.asked import (
@@ -27,35 +26,8 @@ from headrace.controlplane.routes.asked import (
     tagged,
 )
 from headrace.core import resources as r
-from headrace.core.errors import InvalidInput, NotFound, TooLarge, Unavailable
+from headrace.core.errors import InvalidInput, NotFound
 from headrace.registry import store as registry
-
-
-@head("/api/v1/artifacts/{digest:str}", summary="Is an artifact stored?")
-async def has_artifact(request: Http[Any, Any, Any], platform: Api, digest: FromPath[str]) -> Response[None]:
-    """200 with its size, or 404."""
-    size = platform.artifacts.size(digest)
-    if size is None:
-        raise NotFound("digest: no such artifact", field="digest")
-    return Response(None, headers={"x-artifact-size": str(size)})
-
-
-@put("/api/v1/artifacts/{digest:str}", request_max_body_size=None, summary="Store an artifact")
-async def put_artifact(request: Http[Any, Any, Any], platform: Api, digest: FromPath[str]) -> r.Artifact:
-    """Developer. The body is the artifact's bytes, `digest` their SHA-256 in hex. Idempotent."""
-    request.state.principal.need("developer")
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > platform.artifacts.size_max:
-        raise TooLarge(f"the artifact is larger than {platform.artifacts.size_max} bytes", field="artifact")
-    try:
-        with platform.artifacts.put(digest) as upload:
-            # Hashing, writing and syncing gigabytes must not hold up the loop, which also serves the routers.
-            async for chunk in request.stream():
-                await asyncio.to_thread(upload.write, chunk)
-            await asyncio.to_thread(upload.commit)
-    except OSError as error:
-        raise Unavailable(f"the artifact cannot be stored now: {error.strerror}; nothing was kept") from error
-    return r.Artifact(digest, upload.size)
 
 
 @get("/api/v1/models", summary="List models")
@@ -134,7 +106,7 @@ async def list_versions(
 
     def read(c: Connection) -> list[r.Version]:
         owner, row = platform.model(c, asked, model)
-        return [views.version(v, row.name, owner.name) for v in registry.list_versions(c, row.id)]
+        return composing.versions(c, owner, row)
 
     found = [v for v in await platform.store.read(read) if engine in (None, v.engine) and has_tag(v.tags, tag)]
     return page(found, limit, cursor, lambda v: v.version, lambda v: str(v.version), read_number)
@@ -149,7 +121,7 @@ async def show_version(
 
     def read(c: Connection) -> r.Version:
         owner, row = platform.model(c, asked, model)
-        return views.version(platform.version(c, row, number), row.name, owner.name)
+        return composing.version(c, owner, row, platform.version(c, row, number))
 
     return tagged(await platform.store.read(read))
 
@@ -202,8 +174,6 @@ async def revoke_grant(
 
 
 HANDLERS = [
-    has_artifact,
-    put_artifact,
     list_models,
     show_model,
     update_model,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from headrace.core.errors import HeadraceError, InvalidInput, Unprocessable
 from headrace.core.schema import Signature
-from headrace.core.specs import EngineOptions
+from headrace.core.specs import EngineOptions, ServedPart
 from headrace.server.engines import artifact
 from headrace.server.engines.port import Engine
 from headrace.server.engines.tensors import check
@@ -22,6 +23,8 @@ DEFAULTS: dict[str, EngineOptions] = {
     # Gradient-boosted trees are trained with missing values and route them themselves.
     "xgboost": EngineOptions(nan="allow"),
     "lightgbm": EngineOptions(nan="allow"),
+    # Each model in it has its own say too.
+    "pipeline": EngineOptions(nan="reject"),
 }
 """Options of a version that gives none, by engine."""
 
@@ -42,7 +45,12 @@ class Adapter(Protocol):
 
 
 def load(
-    engine: str, path: Path, options: EngineOptions | None, signature: Signature | None, threads: int = 1
+    engine: str,
+    path: Path,
+    options: EngineOptions | None,
+    signature: Signature | None,
+    threads: int = 1,
+    parts: Sequence[ServedPart] = (),
 ) -> Loaded:
     """Load an artifact.
 
@@ -53,12 +61,13 @@ def load(
         signature: what the version says of itself; checked against the model. None to read it out of the model;
             without outputs, these are the model's own.
         threads: of the engine within one run.
+        parts: of a pipeline, the versions that it runs.
 
     Raises:
         InvalidInput: an unknown engine, an option or signature that the model contradicts; names the field.
         Unprocessable: the artifact does not load, or may not (an untrusted pickle).
     """
-    adapter = _adapter(engine)
+    adapter = _adapter(engine, parts)
     options = DEFAULTS[engine] if options is None else options
     if signature is not None:
         check(signature, partly=True)
@@ -75,7 +84,7 @@ def load(
     return Loaded(loaded, options)
 
 
-def _adapter(engine: str) -> Adapter:
+def _adapter(engine: str, parts: Sequence[ServedPart]) -> Adapter:
     """The one place that imports lazily: a replica pays, in memory and start-up, only for the engine that it runs."""
     match engine:
         case "onnx":
@@ -98,6 +107,10 @@ def _adapter(engine: str) -> Adapter:
             from headrace.server.engines.python import PythonEngine
 
             return PythonEngine
+        case "pipeline":
+            from headrace.server.engines.pipeline import PipelineEngine
+
+            return partial(PipelineEngine, parts)
         case "torch":
             return _torch()
     raise InvalidInput(f"engine: {engine!r}, expected one of {', '.join(DEFAULTS)}", field="engine")
@@ -116,18 +129,3 @@ def _torch() -> Adapter:
             hint="install it where the platform runs: pip install 'headrace[torch]'; or export the model to ONNX",
         ) from None
     return TorchEngine
-
-
-def verify(path: Path, digest: str) -> None:
-    """Check that the file is what was registered. Raises Unprocessable when it is missing or damaged."""
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise Unprocessable(f"the artifact cannot be read: {error.strerror}", field="digest") from None
-    if found != digest:
-        raise Unprocessable(
-            f"the artifact is damaged: its SHA-256 is {found[:12]}, the version's is {digest[:12]}",
-            field="digest",
-            hint="push the model file again",
-        )

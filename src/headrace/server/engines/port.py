@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.core.report import StepReport
 from headrace.core.schema import DATATYPES, Signature
 
 Array = NDArray[Any]
@@ -35,6 +36,22 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds."""
+
+
+@runtime_checkable
+class Composed(Protocol):
+    """An engine made of steps."""
+
+    def example(self) -> list[Array]:
+        """Inputs to warm up with that mean something to its steps."""
+
+    def take_steps(self) -> tuple[StepReport, ...]:
+        """What each step did since the last call; from any thread."""
+
+
+def warm_inputs(engine: Engine) -> list[Array]:
+    """What to run an engine on before anybody has asked it anything."""
+    return engine.example() if isinstance(engine, Composed) else example(engine.signature)
 
 
 IMAGE_SIDE = 64

@@ -22,8 +22,9 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from headrace.core.errors import InvalidInput, PlatformFault, Unprocessable
@@ -47,44 +48,24 @@ class PythonEngine:
     signature: Signature
 
     def __init__(self, path: Path, options: EngineOptions, signature: Signature | None, threads: int) -> None:
-        self._root = self._folder = Path(tempfile.mkdtemp(prefix="headrace-model-"))
-        self._module = ""
+        self._root = self.folder = Path(tempfile.mkdtemp(prefix="headrace-model-"))
         try:
             self._model = self._make(path, options.trust)
             self.signature = settle(_declared(self._model, signature), signature, options.outputs)
             if hasattr(self._model, "load"):
-                self._model.load(self._folder)
+                self._model.load(self.folder)
         except BaseException:
             self.close()
             raise
-        self._inputs = tuple(spec.name for spec in self.signature.inputs)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """See `Engine.run`."""
-        # Arrays over a request's bytes are read-only, and models may work in place.
-        own = [array if array.flags.writeable else array.copy() for array in inputs]
-        given = self._model.predict(dict(zip(self._inputs, own, strict=True)))
-        specs = self.signature.outputs
-        if not isinstance(given, dict):
-            if len(specs) != 1:
-                raise PlatformFault(f"predict gave no dict, and the model has {len(specs)} outputs")
-            return [conform(given, specs[0])]
-        for spec in specs:
-            if spec.name not in given:
-                raise PlatformFault(f"predict gave no output {spec.name!r}, only {', '.join(map(repr, given))}")
-        return [conform(given[spec.name], spec) for spec in specs]
+        return call(self._model.predict, inputs, self.signature)
 
     def close(self) -> None:
         """See `Engine.close`."""
         self._model = None
-        folder = str(self._folder)
-        if folder in sys.path:
-            sys.path.remove(folder)
-        sys.modules.pop(self._module, None)
-        # Its neighbours too: the next model may have modules of the same names.
-        for name, module in list(sys.modules.items()):
-            if str(getattr(module, "__file__", None)).startswith(f"{self._root}{os.sep}"):
-                del sys.modules[name]
+        forget(self._root, self.folder)
         shutil.rmtree(self._root, ignore_errors=True)
 
     def _make(self, path: Path, trust: bool) -> Any:
@@ -96,10 +77,10 @@ class PythonEngine:
             made = pickle.loads(path.read_bytes())
             model = made() if isinstance(made, type) else made
         elif kind in ("tar", "compressed"):
-            self._folder = extract(path, self._root)
+            self.folder = extract(path, self._root)
             model = self._import()
         elif kind == "text":
-            shutil.copyfile(path, self._folder / "model.py")
+            shutil.copyfile(path, self.folder / "model.py")
             model = self._import()
         else:
             raise Unprocessable(
@@ -112,19 +93,56 @@ class PythonEngine:
 
     def _import(self) -> Any:
         """Import the folder's model.py, which may import its neighbours, and make its `Model`."""
-        file = self._folder / "model.py"
+        file = self.folder / "model.py"
         if not file.is_file():
             raise Unprocessable("the tar holds no model.py", field="digest")
-        self._module = f"headrace_model_{next(_numbers)}"
-        sys.path.insert(0, str(self._folder))
-        spec = importlib.util.spec_from_file_location(self._module, file)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[self._module] = module
-        spec.loader.exec_module(module)
+        module = import_file(file, self.folder)
         if not isinstance(getattr(module, "Model", None), type):
             raise Unprocessable("model.py defines no class Model", field="digest")
         return module.Model()
+
+
+def call(function: Callable[[dict[str, Array]], Any], inputs: Sequence[Array], signature: Signature) -> list[Array]:
+    """Hand arrays to a user's function, and take what it gives as the signature promises it.
+
+    Raises:
+        PlatformFault: it gave something else.
+        Exception: whatever the function raises.
+    """
+    # Arrays over a request's bytes are read-only, and models may work in place.
+    own = [array if array.flags.writeable else array.copy() for array in inputs]
+    given = function(dict(zip([spec.name for spec in signature.inputs], own, strict=True)))
+    specs = signature.outputs
+    if not isinstance(given, dict):
+        if len(specs) != 1:
+            raise PlatformFault(f"predict gave no dict, and the model has {len(specs)} outputs")
+        return [conform(given, specs[0])]
+    for spec in specs:
+        if spec.name not in given:
+            raise PlatformFault(f"predict gave no output {spec.name!r}, only {', '.join(map(repr, given))}")
+    return [conform(given[spec.name], spec) for spec in specs]
+
+
+def import_file(file: Path, folder: Path) -> ModuleType:
+    """Import a file under a name of its own; it may import what lies in `folder`. `forget` undoes it."""
+    name = f"headrace_model_{next(_numbers)}"
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def forget(root: Path, folder: Path) -> None:
+    """Forget all modules below `root`: the next model may have some of the same names."""
+    if str(folder) in sys.path:
+        sys.path.remove(str(folder))
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(f"{root}{os.sep}"):
+            del sys.modules[name]
 
 
 def extract(path: Path, folder: Path) -> Path:
