@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import settings
@@ -10,9 +10,33 @@ from hypothesis import settings
 from headrace.client.client import Client
 from headrace.client.serve import Platform
 from tests import models
+from tests.postgres import PostgresServer
 
 settings.register_profile("untimed", deadline=None)  # how long an example takes is the machine's business
 settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server for all tests that do not halt it."""
+    server = PostgresServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def new_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
+    """Makes databases with nothing in them: the URL of another at each call. What uses it runs on either kind."""
+    if request.param == "postgres":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        return server.new_database
+    return lambda: f"sqlite:///{tmp_path_factory.mktemp('database') / 'headrace.db'}"
+
+
+@pytest.fixture
+def url(new_database: Callable[[], str]) -> str:
+    """An empty database."""
+    return new_database()
 
 
 @pytest.fixture(scope="session")

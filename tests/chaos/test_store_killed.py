@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -27,8 +26,7 @@ def die(source: str, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("statement", [4, 9, 14, 18])
-def test_a_migration_that_was_killed_is_made_whole_by_the_next_start(tmp_path: Path, statement: int) -> None:
-    url = f"sqlite:///{tmp_path / 'a.db'}"
+def test_a_migration_that_was_killed_is_made_whole_by_the_next_start(url: str, statement: int) -> None:
     die(
         """
         import os, signal, sys
@@ -55,8 +53,7 @@ def test_a_migration_that_was_killed_is_made_whole_by_the_next_start(tmp_path: P
     engine.dispose()
 
 
-def test_what_was_committed_survives_and_what_was_not_does_not(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'a.db'}"
+def test_what_was_committed_survives_and_what_was_not_does_not(url: str) -> None:
     said = die(
         """
         import os, signal, sys

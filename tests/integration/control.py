@@ -1,4 +1,4 @@
-"""The control plane's API as a real application over a real SQLite file; only the fleet is a list that a test sets."""
+"""The control plane's API as a real application over a real database; only the fleet is a list that a test sets."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import msgspec
+from sqlalchemy import Connection, select
 
 from headrace.controlplane import accounts
 from headrace.controlplane.app import create_app
@@ -20,6 +21,7 @@ from headrace.controlplane.metrics import Metrics
 from headrace.controlplane.platform import Platform
 from headrace.controlplane.publisher import Publisher
 from headrace.controlplane.store import Store, open_store
+from headrace.core.database import metadata
 from headrace.core.resources import Problem
 from headrace.core.specs import ReplicaStatus
 from headrace.deploy.reconcile import Standing, Target
@@ -55,10 +57,10 @@ async def no_command(command: object) -> Any:
 class Control:
     """A running control plane, and a client that holds its admin key."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, url: str = "") -> None:
         self.runner = asyncio.Runner()
         self.folder = folder
-        self.store = Store(open_store(f"sqlite:///{folder / 'headrace.db'}"))
+        self.store = Store(open_store(url or f"sqlite:///{folder / 'headrace.db'}"))
         self.credentials = folder / "credentials.toml"
         self.run(self.store.run(lambda c: accounts.bootstrap(c, self.credentials, {"url": "http://127.0.0.1:1"})))
         self.key = self.credentials.read_text().split('api_key = "')[1].split('"')[0]
@@ -127,6 +129,15 @@ class Control:
         body |= {"engine": artifact.engine, "options": artifact.options, "signature": artifact.signature}
         return self.do("POST", f"/models/{name}/versions", body, **options)
 
+    def stored(self) -> bytes:
+        """All that the database holds: its rows, and over SQLite its files too."""
+
+        def rows(c: Connection) -> bytes:
+            return b"".join(repr(row).encode() for table in metadata.sorted_tables for row in c.execute(select(table)))
+
+        found: bytes = self.run(self.store.read(rows))
+        return found + b"".join(path.read_bytes() for path in self.folder.glob("headrace.db*"))
+
     def close(self) -> None:
         self.run(self.client.aclose())
         self.run(self.examiner.close())
@@ -135,9 +146,9 @@ class Control:
 
 
 @contextmanager
-def control(folder: Path) -> Iterator[Control]:
-    """A control plane on a folder, closed at the end."""
-    one = Control(folder)
+def control(folder: Path, url: str = "") -> Iterator[Control]:
+    """A control plane on a folder and a database (SQLite in the folder where none is named), closed at the end."""
+    one = Control(folder, url)
     try:
         yield one
     finally:

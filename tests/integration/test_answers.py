@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from tests.integration.control import Control, control
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Control]:
+def served(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[], str]) -> Iterator[Control]:
     """A control plane with model ``echo`` at versions 1 and 2, both ready; 1 serves."""
-    with control(tmp_path_factory.mktemp("control")) as one:
+    with control(tmp_path_factory.mktemp("control"), new_database()) as one:
         for version, add in ((1, 0.0), (2, 1.0)):
             one.push("echo", models.echo_onnx(add))
             one.do("POST", "/deployments", {"model": f"echo@{version}"})
@@ -105,7 +105,7 @@ def test_a_secret_is_not_kept_for_a_second_answer(served: Control) -> None:
     again = served.refused("POST", "/keys", {"role": "viewer"}, headers=dict(headers))
     assert again.status == 409 and made["key"]["id"] in again.detail and made["key"]["id"] in str(again.hint)
     assert len(served.do("GET", "/keys")["items"]) == count
-    stored = b"".join(path.read_bytes() for path in served.folder.glob("headrace.db*"))
+    stored = served.stored()
     assert made["key"]["id"].encode() in stored and made["text"].encode() not in stored
 
 
@@ -241,10 +241,10 @@ def test_by_force_it_is(served: Control) -> None:
 
 # ---------------------------------------------------------------------------------------------------- a full disk
 @contextmanager
-def files_may_not_grow(folder: Path) -> Iterator[None]:
-    """As on a full disk: the system refuses to write past the end of the store's log."""
+def files_may_not_grow(size_bytes: int) -> Iterator[None]:
+    """As on a full disk: the system refuses to write past this size of a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / "headrace.db-wal").stat().st_size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
     try:
         yield
     finally:
@@ -256,7 +256,7 @@ def test_a_full_disk_is_told_and_leaves_everything_as_it_was(tmp_path: Path) -> 
         one.do("POST", "/tenants", {"name": "kept"})
         before = one.do("GET", "/changes")["items"]
         headers = {"idempotency-key": "full"}
-        with files_may_not_grow(tmp_path):
+        with files_may_not_grow((tmp_path / "headrace.db-wal").stat().st_size):
             problem = one.refused("POST", "/tenants", {"name": "lost"}, headers=dict(headers))
             assert (problem.status, problem.code) == (503, "unavailable")
             assert one.do("GET", "/tenants/kept")["name"] == "kept", "reading goes on"
@@ -267,7 +267,7 @@ def test_a_full_disk_is_told_and_leaves_everything_as_it_was(tmp_path: Path) -> 
 
 def test_an_artifact_for_which_there_is_no_room_is_told_and_not_kept(served: Control) -> None:
     content = b"w" * (3 << 20)
-    with files_may_not_grow(served.folder):
+    with files_may_not_grow(1 << 20):
         problem = served.refused("PUT", f"/artifacts/{'a' * 64}", content=content)
     assert (problem.status, problem.code) == (503, "unavailable")
     assert list((served.folder / "artifacts" / "incoming").iterdir()) == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +12,9 @@ from tests.integration.control import ARTIFACT_MAX, Control, control
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Control]:
+def served(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[], str]) -> Iterator[Control]:
     """A control plane with model ``echo`` at versions 1, 2 and 3, of which 1 and 2 are ready and 1 serves."""
-    with control(tmp_path_factory.mktemp("control")) as one:
+    with control(tmp_path_factory.mktemp("control"), new_database()) as one:
         for add in (0.0, 1.0, 2.0):
             one.push("echo", models.echo_onnx(add))
         for version in (1, 2):
@@ -316,11 +316,11 @@ def test_lists_come_in_pages(served: Control) -> None:
     assert first["items"] == second["items"] and first["next"] == str(first["items"][0]["id"])
 
 
-def test_what_was_acknowledged_is_there_after_a_restart(tmp_path: Path) -> None:
-    with control(tmp_path) as one:
+def test_what_was_acknowledged_is_there_after_a_restart(tmp_path: Path, url: str) -> None:
+    with control(tmp_path, url) as one:
         one.push("echo", models.echo_onnx(0.0))
         key, text = one.key, one.credentials.read_text()
-    with control(tmp_path) as again:
+    with control(tmp_path, url) as again:
         assert again.key == key and again.credentials.read_text() == text
         assert again.do("GET", "/models/echo")["latest"] == 1
         assert again.credentials.stat().st_mode & 0o777 == 0o600

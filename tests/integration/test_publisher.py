@@ -69,8 +69,8 @@ class Router:
 class Control:
     """A control plane's store, hub and publisher."""
 
-    def __init__(self, folder: Path) -> None:
-        self.store = Store(open_store(f"sqlite:///{folder / 'headrace.db'}"))
+    def __init__(self, folder: Path, url: str) -> None:
+        self.store = Store(open_store(url))
         self.address = f"unix:{folder / 'control.sock'}"
         self.replicas = Replicas()
         self.reports: list[RouterReport | ReplicaReport] = []
@@ -109,11 +109,11 @@ Test = Callable[[Control], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture
-def with_control(tmp_path: Path) -> Callable[[Test], None]:
+def with_control(tmp_path: Path, url: str) -> Callable[[Test], None]:
     """Run a test within a control plane; again on the same folder is one that has started again."""
 
     async def main(test: Test) -> None:
-        control = Control(tmp_path)
+        control = Control(tmp_path, url)
         await control.open()
         try:
             await test(control)

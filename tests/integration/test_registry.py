@@ -14,8 +14,8 @@ from tests.integration.control import Control, control
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[Control]:
-    with control(tmp_path) as one:
+def served(tmp_path: Path, url: str) -> Iterator[Control]:
+    with control(tmp_path, url) as one:
         yield one
 
 

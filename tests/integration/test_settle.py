@@ -69,8 +69,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    engine = open_store(f"sqlite:///{tmp_path / 'headrace.db'}")
+def world(tmp_path: Path, url: str) -> Iterator[World]:
+    engine = open_store(url)
     with transaction(engine) as connection:
         accounts.bootstrap(connection, tmp_path / "credentials.toml", {"url": "http://127.0.0.1:1"})
         yield World(connection)

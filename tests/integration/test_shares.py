@@ -14,9 +14,9 @@ from tests.integration.control import Control, control
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[Control]:
+def served(tmp_path: Path, url: str) -> Iterator[Control]:
     """A control plane with three versions of ``echo``, not deployed."""
-    with control(tmp_path) as one:
+    with control(tmp_path, url) as one:
         for add in (0.0, 1.0, 2.0):
             one.push("echo", models.echo_onnx(add))
         yield one

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
@@ -43,8 +43,8 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    engine = open_store(f"sqlite:///{tmp_path_factory.mktemp('store') / 'a.db'}")
+def lab(new_database: Callable[[], str]) -> Iterator[Lab]:
+    engine = open_store(new_database())
     with transaction(engine) as connection:
         accounts.create_tenant(connection, "default", Quota())
         yield Lab(connection)

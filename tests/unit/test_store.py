@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from sqlalchemy import text
 
 from headrace.controlplane import accounts, changes
 from headrace.controlplane.changes import Answered, Record
+from headrace.controlplane.copying import copy_store
 from headrace.controlplane.routing_state import read
 from headrace.controlplane.store import migration_config, open_store
 from headrace.core.database import connect, metadata, now, transaction
@@ -21,19 +23,19 @@ from headrace.core.errors import Conflict
 from headrace.core.resources import Quota
 from headrace.core.signature import Signature, TensorSpec
 from headrace.core.specs import EngineOptions
+from headrace.registry import lifecycle, lineage, search
 from headrace.registry import store as registry
 from headrace.registry.store import VersionRow
 
 
-def test_the_migrated_schema_is_the_one_the_code_expects(tmp_path: Path) -> None:
-    engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+def test_the_migrated_schema_is_the_one_the_code_expects(url: str) -> None:
+    engine = open_store(url)
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     engine.dispose()
 
 
-def test_what_an_older_release_stored_is_all_read_at_the_first_look(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'a.db'}"
+def test_what_an_older_release_stored_is_all_read_at_the_first_look(url: str) -> None:
     engine = connect(url)
     command.upgrade(migration_config(engine), "0001")
     with transaction(engine) as connection:
@@ -44,7 +46,7 @@ def test_what_an_older_release_stored_is_all_read_at_the_first_look(tmp_path: Pa
             {"at": now()},
         )
         connection.execute(
-            text("INSERT INTO models VALUES (1, 1, 'churn', '', '{}', 1, 30, 1, :salt, :at)"),
+            text("INSERT INTO models VALUES (1, 1, 'churn', '', '{}', TRUE, 30, 1, :salt, :at)"),
             {"salt": b"s", "at": now()},
         )
         connection.execute(
@@ -73,8 +75,8 @@ def test_every_commit_is_synced_and_foreign_keys_hold(tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
-    engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+def test_a_failed_transaction_leaves_nothing(url: str) -> None:
+    engine = open_store(url)
     with pytest.raises(RuntimeError), transaction(engine) as connection:
         accounts.create_tenant(connection, "a", Quota())
         raise RuntimeError
@@ -99,8 +101,8 @@ def test_a_key_is_stored_as_its_digest_only(tmp_path: Path) -> None:
     assert row.id.encode() in stored and key.encode() not in stored
 
 
-def test_the_first_admin_key_is_not_lost_and_not_doubled(tmp_path: Path) -> None:
-    engine, file = open_store(f"sqlite:///{tmp_path / 'a.db'}"), tmp_path / "credentials.toml"
+def test_the_first_admin_key_is_not_lost_and_not_doubled(tmp_path: Path, url: str) -> None:
+    engine, file = open_store(url), tmp_path / "credentials.toml"
 
     class Killed(Exception):
         pass
@@ -121,11 +123,13 @@ def test_the_first_admin_key_is_not_lost_and_not_doubled(tmp_path: Path) -> None
     engine.dispose()
 
 
-def test_a_lost_credentials_file_is_made_again_even_by_a_start_that_follows_a_killed_one(tmp_path: Path) -> None:
+def test_a_lost_credentials_file_is_made_again_even_by_a_start_that_follows_a_killed_one(
+    tmp_path: Path, url: str
+) -> None:
     class Killed(BaseException):
         pass
 
-    engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+    engine = open_store(url)
     file = tmp_path / "credentials.toml"
 
     def start() -> str:
@@ -147,8 +151,8 @@ def test_a_lost_credentials_file_is_made_again_even_by_a_start_that_follows_a_ki
     engine.dispose()
 
 
-def test_many_versions_are_found_at_once(tmp_path: Path) -> None:
-    engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+def test_many_versions_are_found_at_once(url: str) -> None:
+    engine = open_store(url)
     signature = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1,)),))
     with transaction(engine) as connection:
         accounts.create_tenant(connection, "default", Quota())
@@ -168,9 +172,9 @@ def test_many_versions_are_found_at_once(tmp_path: Path) -> None:
 
 
 def test_an_idempotency_key_is_bound_to_its_request_and_forgotten_after_a_day(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+    engine = open_store(url)
     with transaction(engine) as connection:
         change = changes.append(connection, "hr_a", Record("x", "default", "e"), None)
         changes.remember(connection, "hr_a", "k", b"one", change, b"{}")
@@ -184,8 +188,8 @@ def test_an_idempotency_key_is_bound_to_its_request_and_forgotten_after_a_day(
     engine.dispose()
 
 
-def test_snapshot_epochs_are_never_given_twice(tmp_path: Path) -> None:
-    engine = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+def test_snapshot_epochs_are_never_given_twice(url: str) -> None:
+    engine = open_store(url)
     taken: list[int] = []
     for _ in range(3):
         with transaction(engine) as connection:
@@ -193,3 +197,38 @@ def test_snapshot_epochs_are_never_given_twice(tmp_path: Path) -> None:
             taken += range(first, first + 10)
     assert taken == list(range(1, 31))
     engine.dispose()
+
+
+def test_a_store_is_copied_whole_and_goes_on_with_its_numbers(tmp_path: Path, new_database: Callable[[], str]) -> None:
+    source, target = f"sqlite:///{tmp_path / 'a.db'}", new_database()
+    engine = open_store(source)
+    with transaction(engine) as connection:
+        accounts.create_tenant(connection, "default", Quota())
+        key, text_ = accounts.create_key(connection, 0, "admin", "")
+        model = registry.ensure_model(connection, 0, "churn").id
+        lifecycle.begin(connection, model, 1, "hr_a", None, ())
+        lifecycle.set_alias(connection, model, "champion", 1)
+        lineage.add(connection, model, 1, lineage.Origin("s3://data/churn", parent=(model, 1)))
+        search.put(connection, model, 1, search.normalise("Café"))
+        lives = lifecycle.list_of(connection, model), lifecycle.list_aliases(connection)
+        change = changes.append(connection, "hr_a", Record("x", "default", "e", None, {"a": 1}), "why")
+        changes.remember(connection, "hr_a", "k", b"one", change, b"{}")
+        state = read(connection)
+    engine.dispose()
+    told: dict[str, int] = {}
+    assert copy_store(source, target, told.__setitem__) == sum(told.values())
+    assert told["tenants"] == told["keys"] == told["changes"] == 1 and told["revisions"] == 3
+    engine = open_store(target)
+    with transaction(engine) as connection:
+        copied = read(connection)
+        assert (copied.tenants, copied.keys, copied.models) == (state.tenants, state.keys, state.models)
+        assert accounts.key_by_text(connection, text_) == key
+        assert changes.replayed(connection, "hr_a", "k", b"one") == Answered(change, b"{}")
+        assert (lifecycle.list_of(connection, model), lifecycle.list_aliases(connection)) == lives
+        assert lineage.children(connection, model, 1) == [(model, 1)] and search.find(connection, "cafe") == {model}
+        assert registry.ensure_model(connection, 0, "next").id == model + 1
+        assert changes.append(connection, "hr_a", Record("y", "default", "e"), None) == change + 1
+        assert read(connection, copied).revision == copied.revision + 1
+    engine.dispose()
+    with pytest.raises(Conflict, match="has rows already"):
+        copy_store(source, target, told.__setitem__)

@@ -13,9 +13,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import headrace
-from headrace.cli import accounts, artifacts, audit, deployments, output, predict, quarantine, registry, traffic
+from headrace.cli import (
+    accounts,
+    artifacts,
+    audit,
+    database,
+    deployments,
+    output,
+    predict,
+    quarantine,
+    registry,
+    traffic,
+)
 from headrace.cli.options import Json
-from headrace.core.config import Settings, load
+from headrace.core.config import Settings, load, shown
 
 if TYPE_CHECKING:
     from headrace.core.resources import Status
@@ -35,6 +46,8 @@ WATCH_S = 1.0
 @output.guarded
 def up(
     data: Annotated[str | None, typer.Option(help="Folder that holds everything.")] = None,
+    database: Annotated[str | None, typer.Option(help="PostgreSQL URL; without one, SQLite in the folder.")] = None,
+    control_planes: Annotated[int | None, typer.Option(help="Control planes, of which one leads (PostgreSQL).")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     http_port: Annotated[int | None, typer.Option(help="Inference over HTTP; 0: the system chooses.")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="Inference over gRPC; 0: the system chooses; -1: off.")] = None,
@@ -135,7 +148,7 @@ def version() -> None:
 @output.guarded
 def config_show(file: SettingsFile = None, json: Json = False) -> None:
     """Every setting and where it came from."""
-    loaded = load(file, os.environ)
+    loaded = shown(load(file, os.environ))
     if json:
         return output.json(loaded)
     rows = ((n, getattr(loaded.settings, n), loaded.origins[n]) for n in Settings.__struct_fields__)
@@ -152,6 +165,7 @@ app.add_typer(accounts.tenants, name="tenants")
 app.add_typer(accounts.keys, name="keys")
 app.add_typer(audit.audit, name="audit")
 app.add_typer(config, name="config")
+app.add_typer(database.db, name="db")
 
 
 def main() -> None:

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Column, Connection, Integer, LargeBinary, Row, String, Table, Text, func, insert, select
+from sqlalchemy import Column, Connection, LargeBinary, Row, String, Table, Text, func, insert, select
 
 from headrace.controlplane.chain import GENESIS, Link, digest
 from headrace.core import revisions
-from headrace.core.database import metadata, now
+from headrace.core.database import Number, metadata, now
 from headrace.core.errors import Conflict
 from headrace.core.resources import Change
 
 changes = Table(
     "changes",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("id", Number, primary_key=True, autoincrement=False),
     Column("at", String(32), nullable=False),
     Column("actor", String(64), nullable=False),
     Column("action", String(64), nullable=False),
@@ -35,7 +35,7 @@ idempotency = Table(
     Column("actor", String(64), primary_key=True),
     Column("key", String(200), primary_key=True),
     Column("request", LargeBinary, nullable=False),
-    Column("change", Integer, nullable=False),
+    Column("change", Number, nullable=False),
     Column("at", String(32), nullable=False, index=True),
     Column("answer", LargeBinary, nullable=True),
 )

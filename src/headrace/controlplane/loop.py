@@ -9,17 +9,18 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from sqlalchemy import Connection
 
 from headrace.controlplane import accounts, changes, composing
 from headrace.controlplane.artifacts import Artifacts
 from headrace.controlplane.attention import Attention
-from headrace.controlplane.publisher import Publisher
-from headrace.controlplane.routing_state import ModelState
+from headrace.controlplane.publisher import Guard, Publisher
+from headrace.controlplane.routing_state import ModelState, RoutingState
 from headrace.controlplane.settle import due, settle
 from headrace.controlplane.store import Store
+from headrace.core.errors import Unavailable
 from headrace.core.specs import ReplicaSpec, ServedVersion
 from headrace.deploy.fleet import replica_id
 from headrace.deploy.local import LocalFleet
@@ -42,6 +43,7 @@ class Manager:
         folder: where replicas' sockets go.
         control: the control plane's socket, to which replicas report.
         drain_s: how long a replica may finish what it has.
+        guard: raises in a transaction where another control plane leads by now.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Manager:
         folder: str,
         control: str,
         drain_s: float,
+        guard: Guard = lambda _: None,
     ) -> None:
         self.standings: dict[Target, Standing] = {}
         self._store = store
@@ -62,6 +65,7 @@ class Manager:
         self._folder = folder
         self._control = control
         self._drain_s = drain_s
+        self._guard = guard
         self._memory: dict[Target, Memory] = {}
         self._attention = Attention()
         self._woken = asyncio.Event()
@@ -82,6 +86,10 @@ class Manager:
             self._woken.clear()
             try:
                 plan = await self.tick()
+            except Unavailable as error:  # the store is away: what runs goes on as it is, until it can be read again
+                log.warning("the deployment manager waits: %s", error.message)
+                pause = TICK_S
+                continue
             except Exception:
                 log.exception("a tick of the deployment manager failed")
                 pause = TICK_S
@@ -120,11 +128,15 @@ class Manager:
         self.standings |= plan.standings
         await self._act(scope.models.values(), plan, now)
         if due(scope.models.values(), self.standings):  # seldom; then it is decided again, in the transaction
-            await self._store.run(lambda c: settle(c, state, scope.models, self.standings))
+            await self._store.run(lambda c: self._settle(c, state, scope.models))
             self.wake()
             await self._publisher.publish()
         self._attention.looked(state, statuses, scope, plan, memory)
         return plan
+
+    def _settle(self, connection: Connection, before: RoutingState, models: Collection[int]) -> None:
+        self._guard(connection)
+        settle(connection, before, models, self.standings)
 
     async def _act(self, models: Iterable[ModelState], plan: Plan, now: float) -> None:
         if plan.stop:

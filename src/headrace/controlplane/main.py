@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,7 @@ from headrace.controlplane import accounts, deploying, quarantine
 from headrace.controlplane.accounts import bootstrap
 from headrace.controlplane.app import create_app
 from headrace.controlplane.artifacts import Artifacts, Near
+from headrace.controlplane.leadership import Forwarding, Leadership
 from headrace.controlplane.link import Hub
 from headrace.controlplane.loop import Manager
 from headrace.controlplane.metrics import Metrics
@@ -58,7 +59,7 @@ class Commands:
 
     async def _do(self, command: Command) -> None:
         platform = self._platform
-        tenants = await platform.store.run(accounts.list_tenants)
+        tenants = await platform.store.read(accounts.list_tenants)
         tenant = next((t for t in tenants if t.index == command.tenant), None)
         if tenant is None:
             raise NotFound("the tenant does not exist any more", field="tenant")
@@ -67,8 +68,8 @@ class Commands:
         if command.verb == "load":
             await deploying.deploy(platform, request, DeploymentCreate(command.model))
             return
-        desired = await platform.store.run(deploy_store.list_all)
-        model = await platform.store.run(lambda c: platform.model(c, request, command.model)[1])
+        desired = await platform.store.read(deploy_store.list_all)
+        model = await platform.store.read(lambda c: platform.model(c, request, command.model)[1])
         for one in desired:
             if one.model == model.id:
                 await deploying.undeploy(platform, request, model.name, one.version, force=True)
@@ -103,15 +104,18 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     loop = asyncio.get_running_loop()
     stop = watch_stop(loop)
     folder = Path(spec.data)
-    store = Store(open_store(f"sqlite:///{folder / 'headrace.db'}"))
-    urls = {"url": spec.http_url, "grpc_url": spec.grpc_url, "control_url": f"http://{spec.host}:{spec.port}"}
+    store = Store(open_store(spec.database or f"sqlite:///{folder / 'headrace.db'}"))
+    control_url = spec.control_url or f"http://{spec.host}:{spec.port}"
+    urls = {"url": spec.http_url, "grpc_url": spec.grpc_url, "control_url": control_url}
     await store.run(lambda c: bootstrap(c, folder / "credentials.toml", urls))
     artifacts = open_artifacts(spec, store)
     fleet = LocalFleet(spec.node)
     metrics = Metrics(lambda index: tenant_name(publisher, index), fleet.statuses, lambda: publisher.epoch)
     hub = Hub(lambda report: reports(report), lambda command: commands(command), lambda: manager.wake())
-    publisher = Publisher(store, hub, fleet, spec.anonymous_tenant)
-    manager = Manager(store, fleet, publisher, artifacts, spec.replica_folder, spec.control, spec.drain_s)
+    leadership = Leadership(store, f"{spec.name}@{socket.gethostname()}:{spec.port}", spec.url)
+    check = leadership.check
+    publisher = Publisher(store, hub, fleet, spec.anonymous_tenant, check)
+    manager = Manager(store, fleet, publisher, artifacts, spec.replica_folder, spec.control, spec.drain_s, check)
     examiner = Examiner()
     platform = Platform(
         store,
@@ -128,22 +132,43 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     commands = Commands(platform)
     reports = Reports(platform, metrics)
     metrics.hub = hub
-    try:
-        await fleet.open()  # nothing is published before it is known what runs
+
+    async def lead() -> None:
+        token = await leadership.win()
+        await fleet.open(spec.name, token)  # nothing is published before it is known what runs
         await hub.listen(spec.control.removeprefix("unix:"))
         await manager.tick()
+        leadership.begin()
         working = [loop.create_task(manager.run()), loop.create_task(artifacts.keep_tidy())]
         try:
-            await serve_api(platform, spec, stop, events)
+            await leadership.keep()
         finally:
             for task in working:
                 task.cancel()
+
+    api = Forwarding(create_app(platform, spec.artifact_max_bytes), leadership)
+    leading = loop.create_task(lead())
+    try:
+        await first_of(leading, leadership.settled.wait(), stop.wait())
+        await serve_api(api, spec, stop, events, leading)
     finally:
+        leading.cancel()
+        await leadership.give_up()
         hub.close()
         await examiner.close()
         await artifacts.close()
         await fleet.close()
         store.close()
+
+
+async def first_of(leading: asyncio.Task[None], *others: Awaitable[object]) -> None:
+    """Wait until one of them is done. Raises what ended the leading."""
+    tasks = [asyncio.ensure_future(other) for other in others]
+    await asyncio.wait([leading, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    if leading.done():
+        leading.result()
 
 
 def open_artifacts(spec: ControlSpec, store: Store) -> Artifacts:
@@ -157,13 +182,16 @@ def open_artifacts(spec: ControlSpec, store: Store) -> Artifacts:
     return Artifacts(store, S3Store(spec.artifacts), uploads, spec.artifact_grace_s, near)
 
 
-async def serve_api(platform: Platform, spec: ControlSpec, stop: asyncio.Event, events: Events) -> None:
-    """Serve the API until told to stop, then finish what is in flight. Raises OSError when the port cannot be had."""
+async def serve_api(
+    api: Forwarding, spec: ControlSpec, stop: asyncio.Event, events: Events, leading: asyncio.Task[None]
+) -> None:
+    """Serve the API until told to stop, then finish what is in flight. Raises OSError when the port cannot be had,
+    Deposed when another leads."""
     # Ours rather than uvicorn's: it would end the process where we have something to tell.
     family = socket.AF_INET6 if ":" in spec.host else socket.AF_INET
     listener = socket.create_server((spec.host, spec.port), family=family, backlog=1024, reuse_port=True)
     config = uvicorn.Config(
-        create_app(platform, spec.artifact_max_bytes),
+        api,
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -174,13 +202,13 @@ async def serve_api(platform: Platform, spec: ControlSpec, stop: asyncio.Event, 
     serving = asyncio.get_running_loop().create_task(server.serve([listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
-    if server.started:
-        events.send(ProcessEvent("ready", spec.port))
-        stopping = asyncio.get_running_loop().create_task(stop.wait())
-        await asyncio.wait([stopping, serving], return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-    server.should_exit = True
-    await serving
+    try:
+        if server.started:
+            events.send(ProcessEvent("ready", spec.port))
+            await first_of(leading, stop.wait(), asyncio.shield(serving))
+    finally:
+        server.should_exit = True
+        await serving
 
 
 class Api(uvicorn.Server):

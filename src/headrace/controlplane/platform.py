@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -28,6 +28,7 @@ from headrace.core.errors import (
     NotFound,
     PreconditionFailed,
     Unauthenticated,
+    Unavailable,
 )
 from headrace.core.names import VersionName, did_you_mean
 from headrace.core.resources import (
@@ -138,7 +139,7 @@ class Platform:
                 raise Forbidden(f"tenant {tenant.name!r} is suspended")
             return Principal(key.id, tenant, key.role)
 
-        return await self.store.run(find)
+        return await self.store.read(find)
 
     @staticmethod
     def tenant(c: Connection, request: Request) -> TenantRow:
@@ -238,7 +239,8 @@ class Platform:
                 return outcome
             outcome.change.effective, outcome.change.effective_ms = effect.effective, round(effect.milliseconds, 3)
             if key is not None and not secret:
-                await self.store.run(lambda c: changes.complete(c, actor, key, encode(outcome)))
+                with suppress(Unavailable):  # then it is given again as it stood at the commit
+                    await self.store.run(lambda c: changes.complete(c, actor, key, encode(outcome)))
             return outcome
 
 

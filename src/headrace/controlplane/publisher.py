@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+
+from sqlalchemy import Connection
 
 from headrace.controlplane import changes
 from headrace.controlplane.link import Hub
 from headrace.controlplane.ports import Effect
-from headrace.controlplane.routing_state import NOTHING, read
+from headrace.controlplane.routing_state import NOTHING, RoutingState, read
 from headrace.controlplane.snapshots import Snapshots
 from headrace.controlplane.store import Store
 from headrace.core import snapshot
 from headrace.deploy.fleet import Fleet
 
+Guard = Callable[[Connection], None]
 ACK_TIMEOUT_S = 2.0
 EPOCH_BLOCK = 10_000
 
@@ -28,15 +32,19 @@ class Publisher:
     Args:
         draining: ids of replicas that shall get nothing new.
         expected: ids of the routers that live, connected or not.
+        guard: raises in a transaction where another control plane leads by now.
     """
 
-    def __init__(self, store: Store, hub: Hub, fleet: Fleet, anonymous_tenant: str) -> None:
+    def __init__(
+        self, store: Store, hub: Hub, fleet: Fleet, anonymous_tenant: str, guard: Guard = lambda _: None
+    ) -> None:
         self.draining: set[str] = set()
         self.expected: set[str] = set()
         self.state = NOTHING
         self._store = store
         self._hub = hub
         self._fleet = fleet
+        self._guard = guard
         self._snapshots = Snapshots(anonymous_tenant)
         self._next_epoch = self._last_epoch = 0
         self._lock = asyncio.Lock()
@@ -74,9 +82,9 @@ class Publisher:
 
     async def _publish(self) -> int:
         if self._next_epoch >= self._last_epoch:
-            self._next_epoch = await self._store.run(lambda c: changes.reserve_epochs(c, EPOCH_BLOCK))
+            self._next_epoch = await self._store.run(self._reserve)
             self._last_epoch = self._next_epoch + EPOCH_BLOCK
-        self.state = await self._store.run(lambda c: read(c, self.state))
+        self.state = await self._store.read(self._read)
         ready = [s for s in self._fleet.statuses() if s.state == "ready" and s.spec.id not in self.draining]
         before = self.epoch
         change = self._snapshots.advance(self.state, ready, self._next_epoch)
@@ -88,6 +96,14 @@ class Publisher:
                     peer.send_snapshot(encoded, change.epoch)
         self._send_whole_where_needed()
         return self.epoch
+
+    def _reserve(self, connection: Connection) -> int:
+        self._guard(connection)
+        return changes.reserve_epochs(connection, EPOCH_BLOCK)
+
+    def _read(self, connection: Connection) -> RoutingState:
+        self._guard(connection)
+        return read(connection, self.state)
 
     def _send_whole_where_needed(self) -> None:
         encoded = b""

@@ -52,7 +52,7 @@ async def _examined(
             return False, known, ()
         return False, None, composing.find(c, platform.tenant(c, request), declared)
 
-    again, known, parts = await platform.store.run(look)
+    again, known, parts = await platform.store.read(look)
     found = Examination()
     if not again and known is None:
         asked = ExaminationRequest(engine, "", body.options, body.signature, golden=body.golden)

@@ -6,6 +6,7 @@ Precedence: command line > environment > file > default. `origins` remembers whe
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import msgspec
 
 from headrace.core.errors import InvalidInput
 from headrace.core.names import did_you_mean
+from headrace.core.secret import redacted
 
 
 def default_data_folder() -> str:
@@ -27,6 +29,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     data: str = msgspec.field(default_factory=default_data_folder)
     """Folder that holds everything: database, artifacts, sockets, logs."""
+    database: str = ""
+    """The control plane's store: empty for SQLite in the data folder, or postgresql+psycopg://USER:PASSWORD@HOST/NAME,
+    where PASSWORD may be ${env:VARIABLE} or ${file:PATH}."""
+    control_planes: int = 1
+    """Control planes on this node, of which one leads; more than one needs PostgreSQL."""
     host: str = "127.0.0.1"
     """Address that the three ports listen on."""
     http_port: int = 8000
@@ -77,6 +84,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "http_port": (0, 65535),
     "grpc_port": (-1, 65535),
     "control_port": (0, 65535),
+    "control_planes": (1, 16),
     "routers": (1, 256),
     "timeout_s": (0.001, 86_400),
     "idle_timeout_s": (0.1, 86_400),
@@ -91,6 +99,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 """Least and most of each setting that is a number."""
 NEAR = 0.88
 """Likeness from which a variable is taken for one of ours with a slip in it."""
+_DATABASE = re.compile(r"postgresql\+psycopg://(.*@)?[^/@]*/[^/?]+(\?.*)?$")
 CLIENT_VARIABLES = ("HEADRACE_URL", "HEADRACE_CONTROL_URL", "HEADRACE_API_KEY")
 """Read by clients, not by the platform."""
 
@@ -151,7 +160,27 @@ def load(file: Path | None, environment: Mapping[str, str], command_line: Mappin
         if not least <= (value := getattr(settings, name)) <= most:  # NaN is not either
             expected = f"{name}: {value}, expected {least:.15g} to {most:.15g} ({origins[name]})"
             raise InvalidInput(expected, field=name)
+    _check_database(settings, origins["database"])
     return Loaded(settings, origins)
+
+
+def shown(loaded: Loaded) -> Loaded:
+    """The settings as people may see them: without passwords."""
+    settings = msgspec.structs.replace(loaded.settings, database=redacted(loaded.settings.database))
+    return Loaded(settings, loaded.origins)
+
+
+def _check_database(settings: Settings, origin: str) -> None:
+    url = settings.database
+    if url and not _DATABASE.match(url):
+        expected = "expected nothing, or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+        raise InvalidInput(f"database: {redacted(url)!r}, {expected} ({origin})", field="database")
+    if settings.control_planes > 1 and not url:
+        raise InvalidInput(
+            f"control_planes: {settings.control_planes}, and SQLite takes one",
+            field="control_planes",
+            hint="set database to a PostgreSQL server",
+        )
 
 
 def _check_known(name: str, origin: str) -> None:

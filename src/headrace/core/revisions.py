@@ -10,22 +10,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import Column, Connection, Integer, String, Table, insert, select, update
+from sqlalchemy import Column, Connection, String, Table, insert, select, update
 
-from headrace.core.database import metadata
+from headrace.core.database import Number, metadata
 
 counters = Table(
     "counters",
     metadata,
     Column("name", String(32), primary_key=True),
-    Column("value", Integer, nullable=False),
+    Column("value", Number, nullable=False),
 )
 revisions = Table(
     "revisions",
     metadata,
     Column("kind", String(16), primary_key=True),
     Column("id", String(32), primary_key=True),
-    Column("revision", Integer, nullable=False, unique=True),
+    Column("revision", Number, nullable=False, unique=True),
 )
 Kind = Literal["tenant", "key", "model"]
 

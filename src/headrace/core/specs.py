@@ -161,6 +161,14 @@ class ControlSpec(msgspec.Struct, frozen=True):
     """Where artifacts are kept; None: in the data folder."""
     artifact_grace_s: float = 86_400.0
     cache_max_bytes: int = 32 << 30
+    database: str = ""
+    """URL of a PostgreSQL database, its password perhaps a reference (`core.secret`); empty: SQLite in the folder."""
+    name: str = "control"
+    """Its name among the node's control planes."""
+    url: str = ""
+    """Where clients and the other control planes reach it."""
+    control_url: str = ""
+    """Where clients reach the first of them."""
 
 
 class ExaminationRequest(msgspec.Struct, frozen=True):

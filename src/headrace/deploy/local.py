@@ -27,9 +27,16 @@ class LocalFleet:
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
         self._known = asyncio.Event()
+        self._leader, self._token = "", 0
 
-    async def open(self) -> None:
-        """Connect, and wait for the first look at what runs."""
+    async def open(self, leader: str = "", token: int = 0) -> None:
+        """Connect, and wait for the first look at what runs.
+
+        Args:
+            leader: name of this control plane among the node's.
+            token: its fencing token; the node then obeys nobody with a lower one.
+        """
+        self._leader, self._token = leader, token
         self._task = asyncio.get_running_loop().create_task(self._follow())
         await self._known.wait()
 
@@ -49,15 +56,15 @@ class LocalFleet:
 
     async def start(self, spec: ReplicaSpec) -> None:
         """See `Fleet.start`."""
-        await self._send(NodeCommand("start", spec.id, spec))
+        await self._send(NodeCommand("start", spec.id, spec, self._token))
 
     async def stop(self, replica: str) -> None:
         """See `Fleet.stop`."""
-        await self._send(NodeCommand("stop", replica))
+        await self._send(NodeCommand("stop", replica, token=self._token))
 
     async def forget(self, replica: str) -> None:
         """See `Fleet.forget`."""
-        await self._send(NodeCommand("forget", replica))
+        await self._send(NodeCommand("forget", replica, token=self._token))
 
     def statuses(self) -> tuple[ReplicaStatus, ...]:
         """See `Fleet.statuses`."""
@@ -79,6 +86,8 @@ class LocalFleet:
         while True:
             try:
                 reader, self._writer = await asyncio.open_unix_connection(self._path, limit=LINE_MAX)
+                if self._token:
+                    await self._send(NodeCommand("lead", self._leader, token=self._token))
                 while line := await reader.readline():
                     self._state = decode(line)
                     self._known.set()

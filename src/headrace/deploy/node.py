@@ -56,6 +56,9 @@ class NodeInfo(msgspec.Struct):
     control_url: str
     control_pid: int
     router_pids: list[int]
+    control_urls: list[str] = []
+    """Of all control planes; the first is `control_url`."""
+    control_pids: list[int] = []
 
 
 class Node:
@@ -76,6 +79,10 @@ class Node:
         self.failures: dict[str, str] = {}
         self.stopping = asyncio.Event()
         self.changed = asyncio.Event()
+        self.fence = 0
+        """The highest fencing token of a control plane."""
+        self.leader = ""
+        """Its name among the services."""
         self._writers: set[asyncio.StreamWriter] = set()
         self.pulls: Pulls | None = None
         """Where artifacts are kept elsewhere."""
@@ -85,7 +92,7 @@ class Node:
 
     # ------------------------------------------------------------------------------------------------ services
     def url(self, kind: str) -> str:
-        """Where clients reach ``http``, ``grpc`` or ``control``."""
+        """Where clients reach ``http``, ``grpc``, or ``control`` and the others of `control_names`."""
         port = self.ports[kind]
         if port < 0:
             return ""
@@ -95,33 +102,38 @@ class Node:
     def service_specs(self) -> dict[str, tuple[str, msgspec.Struct]]:
         """Name -> (module, spec) of the control plane and the routers."""
         s = self.settings
-        specs: dict[str, tuple[str, msgspec.Struct]] = {
-            "control": (
-                "headrace.controlplane.main",
-                ControlSpec(
-                    str(self.folder),
-                    s.host,
-                    self.ports["control"],
-                    f"unix:{self.run}/control.sock",
-                    f"unix:{self.run}/node.sock",
-                    str(self.run),
-                    s.anonymous_tenant,
-                    s.artifact_max_bytes,
-                    s.replicas_max,
-                    s.drain_s,
-                    self.url("http"),
-                    self.url("grpc"),
-                    self.store,
-                    s.artifact_grace_s,
-                    s.cache_max_bytes,
-                ),
-            )
-        }
+        specs: dict[str, tuple[str, msgspec.Struct]] = {}
+        for name in control_names(s):
+            specs[name] = ("headrace.controlplane.main", self._control(name))
         for k in range(s.routers):
             specs[f"router-{k}"] = ("headrace.router.main", self._router(f"router-{k}", self.ports["http"]))
         if self.ports["grpc"] >= 0:
             specs["router-grpc"] = ("headrace.router.grpc_main", self._router("router-grpc", self.ports["grpc"]))
         return specs
+
+    def _control(self, name: str) -> ControlSpec:
+        s = self.settings
+        return ControlSpec(
+            str(self.folder),
+            s.host,
+            self.ports[name],
+            f"unix:{self.run}/control.sock",
+            f"unix:{self.run}/node.sock",
+            str(self.run),
+            s.anonymous_tenant,
+            s.artifact_max_bytes,
+            s.replicas_max,
+            s.drain_s,
+            self.url("http"),
+            self.url("grpc"),
+            self.store,
+            s.artifact_grace_s,
+            s.cache_max_bytes,
+            s.database,
+            name,
+            self.url(name),
+            self.url("control"),
+        )
 
     def _router(self, name: str, port: int) -> RouterSpec:
         s = self.settings
@@ -172,14 +184,35 @@ class Node:
         """Tell on disk where we are."""
         pids = [child.pid for name, child in sorted(self.services.items()) if name.startswith("router")]
         control = self.services["control"].pid if "control" in self.services else 0
-        info = NodeInfo(os.getpid(), self.url("http"), self.url("grpc"), self.url("control"), control, pids)
+        names = control_names(self.settings)
+        info = NodeInfo(
+            os.getpid(),
+            self.url("http"),
+            self.url("grpc"),
+            self.url("control"),
+            control,
+            pids,
+            [self.url(name) for name in names],
+            [self.services[name].pid for name in names if name in self.services],
+        )
         temporary = self.folder / f".node.json.{os.getpid()}"
         temporary.write_bytes(msgspec.json.encode(info) + b"\n")
         os.replace(temporary, self.folder / "node.json")
 
     # ------------------------------------------------------------------------------------------------ replicas
+    def lead(self, name: str, token: int) -> None:
+        """Obey this control plane from now on. The one that led before may be paused, with the routers' and replicas'
+        connections in its hands: it is ended, so that they go to the new one."""
+        if self.leader and self.leader != name and self.leader in self.services:
+            self.services[self.leader].kill()
+        self.leader, self.fence = name, token
+
     def command(self, command: NodeCommand) -> None:
-        """Do what the control plane asks."""
+        """Do what the control plane that leads asks; whoever led before it is not heard."""
+        if command.token < self.fence:
+            return
+        if command.verb == "lead":
+            self.lead(command.replica, command.token)
         record = self.replicas.get(command.replica)
         if command.verb == "start" and record is None and command.spec is not None and not self.stopping.is_set():
             self.replicas[command.replica] = record = ReplicaRecord(command.spec)
@@ -290,7 +323,7 @@ class Node:
         if self.pulls is not None:
             await self.pulls.close()
         await stop_all([r.child for r in self.replicas.values() if r.child is not None], drain_s, hurry)
-        await stop_all([c for name, c in self.services.items() if name == "control"], drain_s, hurry)
+        await stop_all([c for name, c in self.services.items() if name.startswith("control")], drain_s, hurry)
 
 
 async def stop_all(children: list[Child], drain_s: float, hurry: asyncio.Event) -> None:
@@ -315,16 +348,25 @@ def command_grace(spec: ReplicaSpec) -> float:
     return spec.drain_s + 5.0
 
 
+def control_names(settings: Settings) -> list[str]:
+    """The control planes' names: ``control``, ``control-1``, ..."""
+    return ["control", *(f"control-{k}" for k in range(1, settings.control_planes))]
+
+
 async def hold_ports(settings: Settings, folder: Path) -> tuple[list[socket.socket], dict[str, int]]:
-    """Reserve the ports of ``http``, ``grpc`` and ``control``; -1 for one that is off. Raises Conflict."""
+    """Reserve the ports of ``http``, ``grpc`` and the control planes, which follow each other; -1 for one that is off.
+    Raises Conflict."""
     # A node that ended by itself has taken its note away; one that was killed has processes that are just leaving.
     patience_s = LEAVING_S if (folder / "node.json").exists() else 0.0
     held, ports = [], {}
-    for kind in ("http", "grpc", "control"):
-        wanted = getattr(settings, f"{kind}_port")
+    for kind in ("http", "grpc", *control_names(settings)):
+        kind_of, _, place = kind.partition("-")
+        option = f"{kind_of}_port"
+        wanted = getattr(settings, option)
+        wanted += int(place or 0) if wanted > 0 else 0
         ports[kind] = -1
         if wanted >= 0:
-            socket_, ports[kind] = await reserve_port(settings.host, wanted, f"{kind}_port", patience_s)
+            socket_, ports[kind] = await reserve_port(settings.host, wanted, option, patience_s)
             held.append(socket_)
     return held, ports
 
@@ -384,7 +426,7 @@ async def announce(node: Node, wanted: set[str]) -> None:
         "headrace is up",
         f"  inference, HTTP  {node.url('http')}",
         *([f"  inference, gRPC  {node.url('grpc')}"] if node.ports["grpc"] >= 0 else []),
-        f"  control plane    {node.url('control')}",
+        f"  control plane    {' '.join(node.url(name) for name in control_names(node.settings))}",
         f"  data             {node.folder}",
         f"  admin key        {node.folder / 'credentials.toml'}",
         "stop with Ctrl-C",

@@ -12,9 +12,12 @@ from headrace.core.specs import ReplicaSpec, ReplicaStatus
 class NodeCommand(msgspec.Struct):
     """Control plane -> node."""
 
-    verb: Literal["start", "stop", "forget"]
+    verb: Literal["lead", "start", "stop", "forget"]
+    """`lead`: the control plane named in `replica` leads from now on."""
     replica: str
     spec: ReplicaSpec | None = None
+    token: int = 0
+    """The leader's fencing token: the node does nothing for one below the highest that it has seen."""
 
 
 class NodeState(msgspec.Struct):

@@ -45,7 +45,7 @@ async def list_tenants(
 ) -> r.Page[r.Tenant]:
     """By name. All tenants for an admin, else the caller's own; `state` is `active` or `suspended`."""
     asked = await context(request)
-    found = await platform.store.run(lambda c: [t.resource() for t in reach(c, asked)])
+    found = await platform.store.read(lambda c: [t.resource() for t in reach(c, asked)])
     found = [tenant for tenant in found if in_state in (None, tenant.state)]
     return page(found, limit, cursor, lambda t: t.name, lambda t: t.name, check_name)
 
@@ -82,7 +82,7 @@ def check_quota(quota: r.Quota) -> None:
 async def show_tenant(request: Http[Any, Any, Any], platform: Api, name: FromPath[str]) -> Response[r.Tenant]:
     """The caller's own, or any for an admin."""
     asked = await context(request, name)
-    return tagged(await platform.store.run(lambda c: Platform.tenant(c, asked).resource()))
+    return tagged(await platform.store.read(lambda c: Platform.tenant(c, asked).resource()))
 
 
 @patch("/api/v1/tenants/{name:str}", summary="Change a tenant's quota or state")
@@ -143,7 +143,7 @@ async def list_keys(
         names = {t.index: t.name for t in reach(c, asked)}
         return [key.resource(names[key.tenant]) for key in accounts.list_keys(c) if key.tenant in names]
 
-    found = [k for k in await platform.store.run(read) if role in (None, k.role) and in_state in (None, k.state)]
+    found = [k for k in await platform.store.read(read) if role in (None, k.role) and in_state in (None, k.state)]
     return page(found, limit, cursor, lambda k: (k.created_at, k.id), lambda k: f"{k.created_at},{k.id}", read_key)
 
 
@@ -186,7 +186,7 @@ async def show_key(request: Http[Any, Any, Any], platform: Api, id_: FromPath[st
     """Admin; never its secret."""
     asked = await context(request)
     asked.principal.need("admin")
-    return tagged(await platform.store.run(lambda c: one_key(c, id_)))
+    return tagged(await platform.store.read(lambda c: one_key(c, id_)))
 
 
 def one_key(c: Connection, id_: str) -> r.Key:

@@ -48,7 +48,7 @@ async def list_deployments(
     """By tenant, model and version."""
     asked = await context(request, tenant)
     statuses, standings = platform.fleet.statuses(), platform.standings()
-    found = await platform.store.run(lambda c: views.deployments(c, reach(c, asked), statuses, standings))
+    found = await platform.store.read(lambda c: views.deployments(c, reach(c, asked), statuses, standings))
     found = [d for d in found if model in (None, d.model) and in_state in (None, d.state)]
     return page(
         found,
@@ -76,7 +76,7 @@ async def show_deployment(
     """``churn@4``. The ETag moves with what is desired, not with what its replicas do at the moment."""
     asked = await context(request, tenant)
     model, version = split_reference(reference)
-    return tagged(await platform.store.run(lambda c: deploying.show_deployment(platform, c, asked, model, version)))
+    return tagged(await platform.store.read(lambda c: deploying.show_deployment(platform, c, asked, model, version)))
 
 
 @patch("/api/v1/deployments/{reference:str}", summary="Scale a deployment")

@@ -44,7 +44,7 @@ async def list_models(
     """By tenant and name. `q`: terms that must all be found in what is said of the model and its versions (names,
     descriptions, tags, engine, inputs and outputs, lineage); `tag` is `name` or `name=value`."""
     asked = await context(request, tenant)
-    found = await platform.store.run(lambda c: views.models(c, reach(c, asked), q))
+    found = await platform.store.read(lambda c: views.models(c, reach(c, asked), q))
     found = [m for m in found if has_tag(m.tags, tag)]
     return page(found, limit, cursor, lambda m: (m.tenant, m.name), lambda m: f"{m.tenant}/{m.name}", read_model)
 
@@ -61,7 +61,7 @@ async def show_model(
 ) -> Response[r.Model]:
     """What it is and what serves."""
     asked = await context(request, tenant)
-    return tagged(await platform.store.run(lambda c: one_model(c, platform, asked, model)))
+    return tagged(await platform.store.read(lambda c: one_model(c, platform, asked, model)))
 
 
 @patch("/api/v1/models/{model:str}", summary="Change a model's settings")
@@ -109,7 +109,7 @@ async def list_versions(
         owner, row = platform.model(c, asked, model)
         return views.versions(c, owner, row, registry.list_versions(c, row.id))
 
-    found = [v for v in await platform.store.run(read) if engine in (None, v.engine) and in_state in (None, v.state)]
+    found = [v for v in await platform.store.read(read) if engine in (None, v.engine) and in_state in (None, v.state)]
     found = [v for v in found if has_tag(v.tags, tag)]
     return page(found, limit, cursor, lambda v: v.version, lambda v: str(v.version), read_number)
 
@@ -125,7 +125,7 @@ async def show_version(
         owner, row = platform.model(c, asked, model)
         return views.versions(c, owner, row, [platform.version(c, row, number)])[0]
 
-    return tagged(await platform.store.run(read))
+    return tagged(await platform.store.read(read))
 
 
 @post("/api/v1/models/{model:str}/versions", summary="Register a version")

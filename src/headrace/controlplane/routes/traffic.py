@@ -20,7 +20,7 @@ async def show_traffic(
 ) -> Response[r.Traffic]:
     """Its epoch is the ETag."""
     asked = await context(request, tenant)
-    return tagged(await platform.store.run(lambda c: routing.show_traffic(platform, c, asked, model)))
+    return tagged(await platform.store.read(lambda c: routing.show_traffic(platform, c, asked, model)))
 
 
 @put("/api/v1/models/{model:str}/traffic", summary="Split a model's traffic")
@@ -86,7 +86,7 @@ async def traffic_history(
         owner, _ = platform.model(c, asked, model)
         return changes.page(c, owner.name, model, None, before_of(cursor), limit + 1, "traffic")
 
-    return newest_first(await platform.store.run(read), limit)
+    return newest_first(await platform.store.read(read), limit)
 
 
 def before_of(cursor: str | None) -> int | None:

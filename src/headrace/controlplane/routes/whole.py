@@ -31,7 +31,7 @@ async def status(request: Http[Any, Any, Any], platform: Api) -> r.Status:
         tenants = reach(c, asked)
         return views.models(c, tenants), views.deployments(c, tenants, statuses, standings)
 
-    models, deployments = await platform.store.run(read)
+    models, deployments = await platform.store.read(read)
     ready: Counter[tuple[str, str]] = Counter()
     for deployment in deployments:
         ready[deployment.tenant, deployment.model] += deployment.ready
@@ -68,7 +68,7 @@ async def list_changes(
         name = reached[0].name if asked.tenant is not None or asked.principal.role != "admin" else None
         return changes.page(c, name, model, since, before, limit + 1)
 
-    return newest_first(await platform.store.run(read), limit)
+    return newest_first(await platform.store.read(read), limit)
 
 
 @get("/metrics", media_type="text/plain; version=0.0.4", include_in_schema=False, public=True)
