@@ -167,10 +167,11 @@ def test_trust_is_an_operators_and_is_recorded(client: Client, platform, tmp_pat
     version = client.models.import_(source, name="trusted", trust=True).imported[0].version
     assert version.options.trust
     change = next(c for c in client.changes("trusted").items if c.action == "version.register")
-    assert change.after == {"digest": version.digest, "engine": "sklearn", "trust": True}
+    want = {"digest": version.digest, "engine": "sklearn", "state": "validated", "trust": True}
+    assert change.after == want
     client.deploy("trusted@1", traffic=100)
-    want = models.sklearn_classifier().predict(rows().astype(np.float64))
-    np.testing.assert_array_equal(client.predict("trusted", rows())["label"], want)
+    labels = models.sklearn_classifier().predict(rows().astype(np.float64))
+    np.testing.assert_array_equal(client.predict("trusted", rows())["label"], labels)
     client.undeploy("trusted@1", force=True)
 
 
