@@ -82,6 +82,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     """How long it finishes what it has after being told to stop."""
     memory_mb: int | None = None
     """Most resident memory of the process, in MiB; above it, it is killed. None: no limit."""
+    device: str = ""
+    """Id of the `devices.Device` that it was placed on; empty: its fleet's choice."""
 
 
 class ReplicaStatus(msgspec.Struct, frozen=True):
