@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 QUOTA_SLOTS = 65_536
 SWEEP_S = 0.02
+TRIM_S = 0.1
 monotonic = time.monotonic
 
 
@@ -69,10 +70,18 @@ class Router:
 
     def sweep(self, now: float) -> None:
         """Expire and cancel what is late or wanted by nobody."""
-        for link in self.table.links.values():
+        table = self.table
+        for link in table.links.values():
             if link.waiting:
                 link.sweep(now)
+        if table.retired:
+            for link in table.retired:
+                link.sweep(now)
+            table.retired = [link for link in table.retired if link.waiting]
         self.guards.sweep(now)
+
+    def trim(self) -> None:
+        """Fold the durations that have come, where they are many."""
         for arm in self.table.arms:
             for cell in arm.cells.values():
                 cell.trim()
@@ -86,7 +95,10 @@ class Router:
         """Counts since the last report, as the control plane reads them."""
         cells = []
         for arm in self.table.arms:
-            cells += arm_cells(arm)
+            told = arm_cells(arm)
+            cells += told
+            if not told:
+                self.table.forget_unrouted(arm)
         for (tenant, status), count in self.unrouted.items():
             cells.append(RequestCell("", 0, tenant, telemetry.fold([]), {status: count}))
         self.unrouted = {}

@@ -26,7 +26,7 @@ from headrace.core.peer import ControlPeer
 from headrace.core.process import Events, watch_stop
 from headrace.core.report import Hello
 from headrace.core.specs import ProcessEvent, RouterSpec
-from headrace.router.core import SWEEP_S, Router
+from headrace.router.core import SWEEP_S, TRIM_S, Router
 from headrace.router.http import Http
 
 log = logging.getLogger("headrace.router")
@@ -89,12 +89,16 @@ class Subscriber:
 
 
 async def sweep(router: Router, subscriber: Subscriber) -> None:
-    """The periodic work: deadlines every 20 ms, slow connections and the snapshot's copy each second."""
-    next_slow = time.monotonic() + SAVE_S
+    """The periodic work: deadlines every 20 ms, telemetry every 100 ms, slow connections and the snapshot's copy each
+    second."""
+    next_trim = next_slow = time.monotonic() + SAVE_S
     while True:
         await asyncio.sleep(SWEEP_S)
         now = time.monotonic()
         router.sweep(now)
+        if now >= next_trim:
+            next_trim = now + TRIM_S
+            router.trim()
         if now >= next_slow:
             next_slow = now + SAVE_S
             router.sweep_connections(now)

@@ -48,6 +48,8 @@ class Table:
         self.snapshot = State()
         self.routes: dict[bytes, Route] = {}
         self.links: dict[str, ReplicaLink] = {}
+        self.retired: list[ReplicaLink] = []
+        """Links to replicas that are out of the snapshot, and on which requests still wait."""
         self.tenants: dict[int, Tenant] = {}
         self.roles: dict[int, str] = {}
         self.seen: dict[bytes | None, Tenant] = {}
@@ -93,6 +95,7 @@ class Table:
         for gone in change.removed_replicas:
             if (link := self.links.pop(gone, None)) is not None:
                 link.retire()
+                self.retired.append(link)
 
     def _update_models(self, old: Sequence[ModelRoute], new: Sequence[ModelRoute]) -> None:
         """Compile what has changed, with the other models of the same names: a tenant's own hides a granted one."""
@@ -184,8 +187,17 @@ class Table:
 
     @property
     def arms(self) -> list[Arm]:
-        """Every version that was ever routed to."""
+        """Every version that is routed to, or was and has not told all of it."""
         return list(self._arms.values())
+
+    def forget_unrouted(self, arm: Arm) -> None:
+        """Drop a version with nothing to tell, if no request can come to it and none waits in it."""
+        model = self.snapshot.models.get(arm.model)
+        if model is not None and any(v.version == arm.version and v.endpoints for v in model.versions):
+            return
+        links = (*self.links.values(), *self.retired)
+        if not any(waiting[6] is arm for link in links for waiting in link.waiting.values()):
+            self._arms.pop((arm.model, arm.version), None)
 
 
 def fixed_decision(arm: Arm | None) -> Decide[Arm | None]:
