@@ -89,7 +89,10 @@ def contender(name: str, folder: Path, builds: list[Path]) -> Iterator[tuple[Con
         return
     bare = wrk_script(home / "bare.lua", models.bare_requests())
     log = home / "log"
-    start = servers.prototype(builds[0], log) if name == "prototype" else servers.rival(name, builds[0], log)
+    if name in ("prototype", "prototype_canary"):
+        start = servers.prototype(builds[0], log, canary=name == "prototype_canary")
+    else:
+        start = servers.rival(name, builds[0], log)
     with start as port:
         answers(port)
         yield Contender(name, port, bare), None
@@ -119,7 +122,7 @@ def main() -> None:
     a = arguments.parse_args()
     need_wrk()
     rounds, seconds = (3, 2.0) if a.quick else (7, 5.0)
-    wanted = ["prototype", "product", "product_canary", *servers.RIVALS]
+    wanted = ["prototype", "prototype_canary", "product", "product_canary", *servers.RIVALS]
     if a.only:
         wanted = [name for name in wanted if name in a.only.split(",")]
     skipped = {name: why for name in wanted if name in servers.RIVALS and (why := servers.rival_missing(name))}
@@ -143,6 +146,8 @@ def main() -> None:
         figures: dict[str, float | None] = {
             "ratio_to_prototype": ratio(ours, by.get("prototype")),
             "ratio_to_prototype_canary": ratio(canary, by.get("prototype")),
+            "ratio_of_prototypes_canary": ratio(by.get("prototype_canary"), by.get("prototype")),
+            "ratio_canary_to_prototype_canary": ratio(canary, by.get("prototype_canary")),
             "ratio_to_mosec": ratio(ours, by.get("mosec")),
             "ratio_to_fastapi": ratio(ours, by.get("fastapi")),
             "ratio_to_bentoml": ratio(ours, by.get("bentoml")),

@@ -4,13 +4,18 @@ A front (uvloop, httptools) forwards each body unread over one framed Unix socke
 arrived by the time it is free, runs it as one batch and answers. No keys, tenants, policy, deadline, validation or
 telemetry: what the product costs above this is what its features cost.
 
-    python -m bench.prototype --model trees.onnx --port 8900 [--front-core 0] [--replica-core 1]
+    python -m bench.prototype --model trees.onnx --port 8900 [--front-core 0] [--replica-core 1] [--canary]
+
+With ``--canary`` every tenth request goes to a second replica process on the same core: the least that a canary costs
+which shares no process with the version that it may have to give way to.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import itertools
 import os
 import signal
 import struct
@@ -177,10 +182,17 @@ def replica(path: str, model: Path) -> None:
     loop.run_forever()
 
 
-async def front(path: str, port: int) -> None:
+def tenth(main: Link, canary: Link) -> Callable[[Http, bytes], None]:
+    """Sends every tenth request to the canary."""
+    turn = itertools.cycle([main.ask] * 9 + [canary.ask])
+    return lambda client, body: next(turn)(client, body)
+
+
+async def front(paths: list[str], port: int) -> None:
     loop = asyncio.get_running_loop()
-    _, link = await loop.create_unix_connection(lambda: Link(loop), path)
-    await loop.create_server(lambda: Http(link.ask), "127.0.0.1", port, backlog=1024)
+    links = [(await loop.create_unix_connection(lambda: Link(loop), path))[1] for path in paths]
+    ask = links[0].ask if len(links) == 1 else tenth(*links)
+    await loop.create_server(lambda: Http(ask), "127.0.0.1", port, backlog=1024)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
@@ -193,6 +205,7 @@ def main() -> None:
     arguments.add_argument("--port", type=int, default=8900)
     arguments.add_argument("--front-core", type=int)
     arguments.add_argument("--replica-core", type=int)
+    arguments.add_argument("--canary", action="store_true")
     arguments.add_argument("--replica-socket", help=argparse.SUPPRESS)
     a = arguments.parse_args()
     core = a.replica_core if a.replica_socket else a.front_core
@@ -200,19 +213,18 @@ def main() -> None:
         if core is not None:
             os.sched_setaffinity(0, {core})
         return replica(a.replica_socket, a.model)
-    with tempfile.TemporaryDirectory(prefix="hrb-") as folder:
-        path = str(Path(folder) / "replica.sock")
+    with tempfile.TemporaryDirectory(prefix="hrb-") as folder, contextlib.ExitStack() as stack:
+        paths = [str(Path(folder) / f"replica-{k}.sock") for k in range(1 + a.canary)]
         pinned = [] if a.replica_core is None else ["--replica-core", str(a.replica_core)]
-        command = [sys.executable, "-m", "bench.prototype", "--model", str(a.model), "--replica-socket", path, *pinned]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        for path in paths:
+            command = [sys.executable, "-m", "bench.prototype", "--model", str(a.model), "--replica-socket", path]
+            child = stack.enter_context(subprocess.Popen([*command, *pinned], stdout=subprocess.PIPE))
+            stack.callback(child.terminate)
             assert child.stdout is not None
             child.stdout.readline()
-            if core is not None:
-                os.sched_setaffinity(0, {core})
-            try:
-                uvloop.run(front(path, a.port))
-            finally:
-                child.terminate()
+        if core is not None:
+            os.sched_setaffinity(0, {core})
+        uvloop.run(front(paths, a.port))
 
 
 if __name__ == "__main__":

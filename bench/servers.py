@@ -18,11 +18,11 @@ RIVALS = ("fastapi", "mosec", "bentoml")
 
 
 @contextlib.contextmanager
-def prototype(model: Path, log: Path) -> Iterator[int]:
-    """The two-hop prototype; yields its port."""
+def prototype(model: Path, log: Path, *, canary: bool = False) -> Iterator[int]:
+    """The two-hop prototype, perhaps with a second replica that gets a tenth of the requests; yields its port."""
     port = free_port()
-    cores = ["--front-core", str(min(FRONT)), "--replica-core", str(min(BACK))]
-    command = [sys.executable, "-m", "bench.prototype", "--model", str(model), "--port", str(port), *cores]
+    options = ["--front-core", str(min(FRONT)), "--replica-core", str(min(BACK)), *["--canary"] * canary]
+    command = [sys.executable, "-m", "bench.prototype", "--model", str(model), "--port", str(port), *options]
     with process(command, log=log, cwd=ROOT) as child:
         wait_for_port(port, child, log)
         yield port
