@@ -25,7 +25,8 @@ def served(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[], 
             one.push("echo", models.echo_onnx(add))
             one.do("POST", "/deployments", {"model": f"echo@{version}"})
             one.fleet.ready("default/echo", version)
-        one.do("PUT", "/models/echo/traffic", {"weights": {"1": 100}})
+        for weights in ({"1": 50, "2": 50}, {"1": 100}):  # so that there is something to roll back to
+            one.do("PUT", "/models/echo/traffic", {"weights": weights})
         one.do("POST", "/tenants", {"name": "risk"})
         yield one
 

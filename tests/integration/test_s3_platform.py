@@ -161,7 +161,7 @@ def test_a_pull_that_was_killed_goes_on(platform: Platform, between: Proxy, firs
     made = client.models.push("slow", heavy(tmp_path, "slow")).result
     (platform.folder / "cache" / made.digest).unlink()
     stamp_path(platform.folder / "cache" / made.digest).unlink()
-    between.faults.bytes_per_s = 4e6
+    between.faults.bytes_per_s = 1e6
     try:
         client.deploy("slow@1", traffic=100, wait_s=None)
         part = platform.folder / "cache" / f"{made.digest}.{made.size_bytes}.pulling"
