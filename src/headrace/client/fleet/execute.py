@@ -125,8 +125,8 @@ def _pending(one: Step, found: Fields | None) -> bool:
         if found is not None and all(found.get(name) == value for name, value in wanted.items()):
             return False
     if one.action == "create":
-        # A first version's share, and its state, come by themselves.
-        own = one.key.kind == "state" or (one.key.kind == "traffic" and _leads(one, found))
+        # A version makes its model, and a first one's share comes by itself.
+        own = one.key.kind == "model" or (one.key.kind == "traffic" and _leads(one, found))
         if found is not None and not own:
             raise _changed(one, "it was made meanwhile")
         return True

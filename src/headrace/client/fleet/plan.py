@@ -357,10 +357,14 @@ def _order(steps: Mapping[Key, Step], edges: Edges) -> tuple[list[Step], list[Ke
             following.setdefault(before, []).append(key)
     free = [(_place(steps[key]), key) for key, count in waiting.items() if not count]
     heapq.heapify(free)
-    ordered = []
+    ordered: list[Step] = []
+    earlier: dict[Key, set[Key]] = {}  # all that a step waits for, through others too
     while free:
         _, key = heapq.heappop(free)
-        steps[key].after = [Because(str(before), why) for before, why in sorted(edges[key].items())]
+        implied = {one for before in edges[key] for one in earlier[before]}
+        earlier[key] = implied | edges[key].keys()
+        told = ((before, why) for before, why in sorted(edges[key].items()) if before not in implied)
+        steps[key].after = [Because(str(before), why) for before, why in told]
         ordered.append(steps[key])
         for later in following.get(key, ()):
             waiting[later] -= 1
