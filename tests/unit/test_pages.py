@@ -43,7 +43,7 @@ def test_the_page_has_every_command_and_no_other() -> None:
 def test_every_option_is_on_the_page(name: str) -> None:
     options = [p for p in COMMANDS[name].params if p.param_type_name == "option" and not p.hidden]
     given = {o for p in options for o in (*p.opts, *p.secondary_opts)}
-    told = set(re.findall(r"`(--[a-z0-9-]+)`", "\n".join(re.findall(r"^- .*$", sections()[name], flags=re.MULTILINE))))
+    told = set(re.findall(r"`(--?[a-z0-9-]+)`", "\n".join(re.findall(r"^- .*$", sections()[name], flags=re.MULTILINE))))
     assert told == given - {"--help"}
 
 
@@ -64,6 +64,7 @@ def test_every_operation_and_error_is_on_the_sdk_page() -> None:
         client.Tenants,
         client.Keys,
         client.Audit,
+        client.Fleet,
     ):
         row = next(line for line in page.splitlines() if line.startswith(f"| `client.{group.__name__.lower()}`"))
         assert re.findall(r"`(\w+)`", row) == [n for n, v in vars(group).items() if isinstance(v, client.operation)]

@@ -210,7 +210,7 @@ def test_a_store_is_copied_whole_and_goes_on_with_its_numbers(tmp_path: Path, ne
         lifecycle.set_alias(connection, model, "champion", 1)
         lineage.add(connection, model, 1, lineage.Origin("s3://data/churn", parent=(model, 1)))
         search.put(connection, model, 1, search.normalise("Café"))
-        lives = lifecycle.list_of(connection, model), lifecycle.list_aliases(connection)
+        lives = lifecycle.list_of(connection, [model]), lifecycle.list_aliases(connection)
         change = changes.append(connection, "hr_a", Record("x", "default", "e", None, {"a": 1}), "why")
         changes.remember(connection, "hr_a", "k", b"one", change, b"{}")
         state = read(connection)
@@ -224,7 +224,7 @@ def test_a_store_is_copied_whole_and_goes_on_with_its_numbers(tmp_path: Path, ne
         assert (copied.tenants, copied.keys, copied.models) == (state.tenants, state.keys, state.models)
         assert accounts.key_by_text(connection, text_) == key
         assert changes.replayed(connection, "hr_a", "k", b"one") == Answered(change, b"{}")
-        assert (lifecycle.list_of(connection, model), lifecycle.list_aliases(connection)) == lives
+        assert (lifecycle.list_of(connection, [model]), lifecycle.list_aliases(connection)) == lives
         assert lineage.children(connection, model, 1) == [(model, 1)] and search.find(connection, "cafe") == {model}
         assert registry.ensure_model(connection, 0, "next").id == model + 1
         assert changes.append(connection, "hr_a", Record("y", "default", "e"), None) == change + 1

@@ -19,6 +19,7 @@ from headrace.cli import (
     audit,
     database,
     deployments,
+    fleet,
     output,
     predict,
     quarantine,
@@ -159,6 +160,7 @@ app.add_typer(registry.models, name="models")
 app.add_typer(artifacts.artifacts, name="artifacts")
 deployments.add_to(app)
 traffic.add_to(app)
+fleet.add_to(app)
 predict.add_to(app)
 app.add_typer(quarantine.quarantine, name="quarantine")
 app.add_typer(accounts.tenants, name="tenants")

@@ -45,6 +45,8 @@ class Call(Generic[T]):
     query: dict[str, str] = field(default_factory=dict)
     key: str | None = None
     """Idempotency key: makes it safe to send again."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Further ones: conditions, a reason."""
 
 
 def read(reply: Any, status: int, content: bytes) -> Any:
@@ -136,6 +138,11 @@ def cancel_upload(id_: str) -> Call[r.Upload]:
     return Call("DELETE", f"/api/v1/uploads/{id_}", r.Upload)
 
 
+def list_all_versions(tenant: str | None = None, cursor: str | None = None) -> Call[r.Page[r.Version]]:
+    """A page of the versions of all models."""
+    return Call("GET", "/api/v1/versions", r.Page[r.Version], query=_query(tenant=tenant, cursor=cursor, limit=1000))
+
+
 def list_versions(
     model: str, engine: str | None = None, state: str | None = None, tag: str | None = None
 ) -> Call[r.Page[r.Version]]:
@@ -159,7 +166,6 @@ def register(
     golden: Golden | None = None,
 ) -> Call[r.Outcome[r.Version]]:
     """Register a version of an artifact that was put."""
-    ref = parse_reference(model)
     body = r.VersionCreate(
         digest,
         file_name,
@@ -172,6 +178,12 @@ def register(
         lineage,
         golden,
     )
+    return create_version(model, body)
+
+
+def create_version(model: str, body: r.VersionCreate) -> Call[r.Outcome[r.Version]]:
+    """Register a version of an artifact that was put."""
+    ref = parse_reference(model)
     return _mutation("POST", f"/api/v1/models/{ref.model}/versions", r.Outcome[r.Version], body, tenant=ref.tenant)
 
 
@@ -185,7 +197,13 @@ def deploy(
 ) -> Call[r.Outcome[r.Deployment]]:
     """Deploy a version."""
     ref = parse_reference(reference)
-    body = r.DeploymentCreate(ref.model, ref.version, ref.tenant, replicas, threads, traffic, reason, memory_mb)
+    return create_deployment(
+        r.DeploymentCreate(ref.model, ref.version, ref.tenant, replicas, threads, traffic, reason, memory_mb)
+    )
+
+
+def create_deployment(body: r.DeploymentCreate) -> Call[r.Outcome[r.Deployment]]:
+    """Deploy a version."""
     return _mutation("POST", "/api/v1/deployments", r.Outcome[r.Deployment], body)
 
 
@@ -275,6 +293,11 @@ def undeploy(reference: str, force: bool = False) -> Call[r.Outcome[r.Deployment
     path, tenant = _deployment_path(reference)
     forced = "true" if force else None
     return _mutation("DELETE", path, r.Outcome[r.Deployment], tenant=tenant, force=forced)
+
+
+def list_traffic(tenant: str | None = None, cursor: str | None = None) -> Call[r.Page[r.Traffic]]:
+    """A page of the traffic policies of all models."""
+    return Call("GET", "/api/v1/traffic", r.Page[r.Traffic], query=_query(tenant=tenant, cursor=cursor, limit=1000))
 
 
 def show_traffic(model: str) -> Call[r.Traffic]:
@@ -387,6 +410,11 @@ def update_tenant(name: str, change: r.TenantUpdate) -> Call[r.Outcome[r.Tenant]
 def list_keys(tenant: str | None = None) -> Call[r.Page[r.Key]]:
     """Keys."""
     return Call("GET", "/api/v1/keys", r.Page[r.Key], query=_query(tenant=tenant, limit=1000))
+
+
+def show_key(id_: str = "self") -> Call[r.Key]:
+    """A key; the one that asks when left out."""
+    return Call("GET", f"/api/v1/keys/{id_}", r.Key)
 
 
 def create_key(

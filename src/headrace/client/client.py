@@ -14,6 +14,7 @@ import httpx
 from headrace.client import calls, flows, imports
 from headrace.client.calls import Call
 from headrace.client.config import Access, resolve
+from headrace.client.fleet import flows as fleet
 from headrace.client.steps import Answer, Flow, Lost, Memory, Send, request
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Models(Bound[D]):
     show = one(calls.show_model)
     update = one(calls.update_model)
     versions = one(calls.list_versions)
+    all_versions = operation(flows.list_all_versions)
     show_version = one(calls.show_version)
     approve = one(calls.approve)
     retire = one(calls.retire)
@@ -122,6 +124,7 @@ class Deployments(Bound[D]):
 class Traffic(Bound[D]):
     """Which version answers whom."""
 
+    list = operation(flows.list_traffic)
     show = one(calls.show_traffic)
     set = one(calls.set_traffic)
     rollback = one(calls.rollback)
@@ -150,6 +153,7 @@ class Keys(Bound[D]):
     """API keys."""
 
     list = one(calls.list_keys)
+    show = one(calls.show_key)
     create = one(calls.create_key)
     rotate = one(calls.rotate_key)
     revoke = one(calls.revoke_key)
@@ -160,6 +164,14 @@ class Audit(Bound[D]):
 
     head = one(calls.audit_head)
     verify = one(calls.verify_audit)
+
+
+class Fleet(Bound[D]):
+    """The platform as files."""
+
+    plan = operation(fleet.plan)
+    apply = operation(fleet.apply)
+    export = operation(fleet.export)
 
 
 class Operations(Bound[D]):
@@ -204,6 +216,7 @@ class Operations(Bound[D]):
         self.tenants: Tenants[D] = Tenants(driver)
         self.keys: Keys[D] = Keys(driver)
         self.audit: Audit[D] = Audit(driver)
+        self.fleet: Fleet[D] = Fleet(driver)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.access.url!r}, control_url={self.access.control_url!r})"

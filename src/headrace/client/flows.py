@@ -46,6 +46,16 @@ def list_models(memory: Memory, tenant: str | None = None, q: str | None = None)
     return (yield from all_pages(memory, calls.list_models(tenant, q)))
 
 
+def list_all_versions(memory: Memory, tenant: str | None = None) -> Flow[list[r.Version]]:
+    """The versions of all models, by tenant, model and number."""
+    return (yield from all_pages(memory, calls.list_all_versions(tenant)))
+
+
+def list_traffic(memory: Memory, tenant: str | None = None) -> Flow[list[r.Traffic]]:
+    """The traffic policies of all models, by tenant and model."""
+    return (yield from all_pages(memory, calls.list_traffic(tenant)))
+
+
 # ------------------------------------------------------------------------------------------------ inference
 def signature(memory: Memory, model: str) -> Flow[Signature]:
     """What a model takes and gives, asked once."""
@@ -233,10 +243,14 @@ def options_of(
     """The options that were given, None where none was: then the engine's own defaults hold."""
     if not outputs and nan is None and batch_max is None and not trust and run_limit_s is None:
         return None
-    default: Literal["reject", "allow"] = "allow" if engine in ("xgboost", "lightgbm") else "reject"
     return EngineOptions(
-        tuple(outputs or ()), nan or default, 256 if batch_max is None else batch_max, trust, run_limit_s
+        tuple(outputs or ()), nan or default_nan(engine), 256 if batch_max is None else batch_max, trust, run_limit_s
     )
+
+
+def default_nan(engine: r.Engine | None) -> Literal["reject", "allow"]:
+    """What an engine does with NaN where nobody says."""
+    return "allow" if engine in ("xgboost", "lightgbm") else "reject"
 
 
 # ------------------------------------------------------------------------------------------------ deployments

@@ -91,7 +91,12 @@ def request(memory: Memory, call: Call[T]) -> Flow[T]:
     Raises:
         HeadraceError: what the platform said; Unreachable when it does not answer.
     """
-    headers = {"idempotency-key": call.key} if call.key else {}
+    return (yield from tagged(memory, call))[0]
+
+
+def tagged(memory: Memory, call: Call[T]) -> Flow[tuple[T, str]]:
+    """`request`, and the ETag of what was read; empty where there is none."""
+    headers = {**call.headers, **({"idempotency-key": call.key} if call.key else {})}
     content = None
     if call.body is not None:
         content = msgspec.json.encode(call.body)
@@ -100,7 +105,7 @@ def request(memory: Memory, call: Call[T]) -> Flow[T]:
     send = Send("control", call.method, call.path, call.query, content, headers)
     answer = yield from patiently(memory, send, repeatable)
     found: T = calls.read(call.reply, answer.status, answer.content)
-    return found
+    return found, answer.headers.get("etag", "")
 
 
 def patiently(memory: Memory, send: Send, repeatable: bool) -> Flow[Answer]:

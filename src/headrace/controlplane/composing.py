@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -100,18 +100,20 @@ def served(found: Sequence[Part], path: Callable[[str], Path | None]) -> tuple[S
     )
 
 
-def used_by(c: Connection, model: ModelRow) -> dict[int, list[str]]:
-    """Version -> the pipelines that run it, as ``name@version``; another tenant's with its name before."""
-    users = parts_store.users(c, model.id)
+def used_by(c: Connection, models: Collection[ModelRow]) -> dict[parts_store.Key, list[str]]:
+    """Version of these models (at most `KEYS_MAX`) -> the pipelines that run it, as ``name@version``; another tenant's
+    with its name before."""
+    owners = {model.id: model.tenant for model in models}
+    users = parts_store.users(c, owners)
     rows = registry.find_models(c, {key[0] for keys in users.values() for key in keys})
     tenants = accounts.find_tenants(c, {row.tenant for row in rows.values()})
 
-    def name(key: parts_store.Key) -> str:
+    def name(key: parts_store.Key, tenant: int) -> str:
         row = rows[key[0]]
-        before = "" if row.tenant == model.tenant else f"{tenants[row.tenant].name}/"
+        before = "" if row.tenant == tenant else f"{tenants[row.tenant].name}/"
         return f"{before}{row.name}@{key[1]}"
 
-    return {version: [name(key) for key in keys] for version, keys in users.items()}
+    return {part: [name(key, owners[part[0]]) for key in keys] for part, keys in users.items()}
 
 
 async def examine(

@@ -45,6 +45,10 @@ async def deploy(platform: Platform, request: Request, body: DeploymentCreate) -
         if share or (share is None and not traffic.current(c, model.id).epoch):  # the first takes all
             may_serve(c, tenant, model, version, "version")
         before = deploy_store.find(c, model.id, version)
+        if before is not None:
+            request.match_none(entity)
+        if before is not None or request.if_match is not None:
+            request.match(views.tag(show_deployment(platform, c, request, reference.model, version)))
         if before is not None and body.replicas == 0:
             must_not_serve(platform, c, model, version, f"headrace scale {entity} 0 --force")
         must_fit(platform, c, body.replicas - (before.replicas if before else 0))
@@ -101,6 +105,7 @@ async def undeploy(
         version = platform.number(c, model, wanted)
         entity = f"{name}@{version}"
         before = deployment(c, model, version)
+        request.match(views.tag(show_deployment(platform, c, request, name, version)))
         if not force:
             must_not_serve(platform, c, model, version, f"headrace undeploy {entity} --force")
         deploy_store.remove(c, model.id, version)

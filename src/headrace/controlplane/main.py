@@ -30,6 +30,7 @@ from headrace.core.errors import HeadraceError, NotFound
 from headrace.core.process import Events, watch_stop
 from headrace.core.report import Command, CommandReply, ReplicaReport, RouterReport
 from headrace.core.resources import DeploymentCreate, Role
+from headrace.core.secret import variables
 from headrace.core.specs import ControlSpec, ProcessEvent
 from headrace.deploy import store as deploy_store
 from headrace.deploy.local import LocalFleet
@@ -116,7 +117,7 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     check = leadership.check
     publisher = Publisher(store, hub, fleet, spec.anonymous_tenant, check)
     manager = Manager(store, fleet, publisher, artifacts, spec.replica_folder, spec.control, spec.drain_s, check)
-    examiner = Examiner()
+    examiner = Examiner(hidden=variables(spec.database))
     platform = Platform(
         store,
         artifacts,

@@ -17,7 +17,7 @@ from headrace.core import resources, schema, specs
 from headrace.core.golden import CASES_MAX
 from headrace.core.names import ALIAS, NAME
 from headrace.core.resources import Problem
-from headrace.registry.registration import BATCH_MAX, ENTRIES_MAX, FEATURE, RUN_LIMIT_S, TEXT_MAX
+from headrace.registry.registration import BATCH_MAX, ENTRIES_MAX, FEATURE, RUN_LIMIT_S, TEXT_MAX, VERSION_MAX
 
 PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 ALWAYS = {"400": "A field, parameter or header is not as described; `field` names it.", "401": "No key, or no such."}
@@ -45,6 +45,30 @@ IF_MATCH = {
     "schema": {"type": "string"},
     "example": '"3"',
 }
+IF_NONE_MATCH = {
+    "name": "If-None-Match",
+    "in": "header",
+    "required": False,
+    "description": "`*`: only if it is not there yet.",
+    "schema": {"enum": ["*"]},
+}
+REASON = {
+    "name": "X-Reason",
+    "in": "header",
+    "required": False,
+    "description": "Why, for the audit, where the body has no reason; percent-encoded UTF-8.",
+    "schema": {"type": "string"},
+    "example": "more%20complaints",
+}
+DEPLOY = ("post", "/api/v1/deployments")
+CONDITIONAL = (
+    DEPLOY,
+    ("delete", "/api/v1/deployments/{reference}"),
+    ("put", "/api/v1/models/{model}/traffic"),
+    ("put", "/api/v1/models/{model}/aliases/{alias}"),
+    ("delete", "/api/v1/models/{model}/aliases/{alias}"),
+)
+"""Operations beside PATCH that honour If-Match."""
 
 NAMED = {"pattern": f"^{NAME.pattern}$"}
 DIGEST = {"pattern": "^[0-9a-f]{64}$"}
@@ -70,7 +94,11 @@ LIMITS: dict[str, dict[str, dict[str, Any]]] = {
         "timeout_s": {"exclusiveMinimum": 0, "maximum": 3600},
         "body_max_bytes": {"minimum": 1, "maximum": 1 << 30},
     },
-    "VersionCreate": {"digest": DIGEST, "file_name": {"pattern": "^[^/\\x00]{1,255}$"}},
+    "VersionCreate": {
+        "digest": DIGEST,
+        "file_name": {"pattern": "^[^/\\x00]{1,255}$"},
+        "version": {"minimum": 1, "maximum": VERSION_MAX},
+    },
     "EngineOptions": {
         "batch_max": {"minimum": 1, "maximum": BATCH_MAX},
         "run_limit_s": {"minimum": RUN_LIMIT_S[0], "maximum": RUN_LIMIT_S[1]},
@@ -120,7 +148,9 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 CURSORS = {
     "changes": "^[0-9]{1,18}$",
     "history": "^[0-9]{1,18}$",
-    "versions": "^[0-9]{1,18}$",
+    "models/{model}/versions": "^[0-9]{1,18}$",
+    "versions": f"^{NAME.pattern}/{NAME.pattern}@[1-9][0-9]{{0,8}}$",
+    "traffic": f"^{NAME.pattern}/{NAME.pattern}$",
     "artifacts": DIGEST["pattern"],
     "tenants": f"^{NAME.pattern}$",
     "keys": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z,hr_[0-9a-f]{12}$",
@@ -128,7 +158,7 @@ CURSORS = {
     "deployments": f"^{NAME.pattern}/{NAME.pattern}@[1-9][0-9]{{0,8}}$",
     "quarantine": f"^{NAME.pattern}/{NAME.pattern}@[1-9][0-9]{{0,8}}/[0-9a-f]{{32}}$",
 }
-"""By the end of a list's path."""
+"""By a list's path, or its end."""
 
 
 def document(app: Litestar) -> bytes:
@@ -170,7 +200,8 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
         parameter["schema"] |= next(choice for choice in choices if choice.get("type") != "null")
         parameter["schema"] |= PARAMETERS.get(parameter["name"], {})
         if parameter["name"] == "cursor":
-            parameter["schema"]["pattern"] = CURSORS[path.rpartition("/")[2]]
+            below = path.removeprefix("/api/v1/")
+            parameter["schema"]["pattern"] = CURSORS.get(below) or CURSORS[path.rpartition("/")[2]]
     statuses = dict(ALWAYS)
     statuses["403"] = "The key's role or tenant does not reach this."
     statuses["500"] = "Our fault."
@@ -180,11 +211,13 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
         statuses["409"] = "The resource's state does not allow it, or the Idempotency-Key came with another request."
         statuses["413"] = "The body is too large."
         if not path.startswith(BYTES):
-            operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
-    if method == "patch" or (path.endswith("/traffic") and method == "put"):
+            operation.setdefault("parameters", []).extend([IDEMPOTENCY_KEY, REASON])
+    if method == "patch" or (method, path) in CONDITIONAL:
         operation["parameters"].append(IF_MATCH)
         statuses["412"] = "If-Match names another ETag than the current one."
-    if method == "get" and path.endswith(("}", "/traffic")):
+    if (method, path) == DEPLOY:
+        operation["parameters"].append(IF_NONE_MATCH)
+    if method == "get" and path.endswith(("}", "}/traffic")):
         tag = {"description": "What If-Match names.", "schema": {"type": "string"}}
         operation["responses"]["200"].setdefault("headers", {})["ETag"] = tag
     if path.endswith(("/versions", "/validate")) and method == "post":

@@ -78,6 +78,7 @@ class Request:
     digest: bytes = b""
     """Of the whole HTTP request: the same key with another one is refused."""
     if_match: str | None = None
+    if_none_match: str | None = None
 
     def match(self, current: str) -> None:
         """Raises PreconditionFailed unless If-Match, where it was sent, names the tag `current`."""
@@ -88,6 +89,12 @@ class Request:
                 field="if-match",
                 hint="read it again: somebody else has changed it meanwhile",
             )
+
+    def match_none(self, entity: str) -> None:
+        """Raises PreconditionFailed for what exists though the caller wants to make it (``If-None-Match: *``)."""
+        if self.if_none_match is not None and self.if_none_match.strip() == "*":
+            hint = "read it: somebody else has made it meanwhile"
+            raise PreconditionFailed(f"If-None-Match: {entity} exists", field="if-none-match", hint=hint)
 
 
 class Platform:

@@ -43,8 +43,8 @@ def deployed(c: Connection, model: ModelRow, version: int) -> list[Use]:
 
 def _run_by(c: Connection, model: ModelRow, version: int, verb: str) -> list[Use]:
     found = []
-    keys = parts_store.users(c, model.id).get(version, [])
-    names = composing.used_by(c, model).get(version, [])
+    keys = parts_store.users(c, [model.id]).get((model.id, version), [])
+    names = composing.used_by(c, [model]).get((model.id, version), [])
     for (pipeline, number), name in zip(keys, names, strict=True):
         if verb == "delete" or lifecycle.find(c, pipeline, number).state != "retired":
             found.append(Use(f"is run by the pipeline {name}", f"headrace models {verb} {name}"))

@@ -11,7 +11,7 @@ from headrace.controlplane.changes import Record
 from headrace.controlplane.platform import Platform, Request, version_in
 from headrace.core import pipeline
 from headrace.core.database import now
-from headrace.core.errors import Forbidden, NotFound
+from headrace.core.errors import Conflict, Forbidden, NotFound
 from headrace.core.names import check_name
 from headrace.core.resources import Engine, Lineage, Outcome, Version, VersionCreate
 from headrace.core.specs import Examination, ExaminationRequest
@@ -102,7 +102,7 @@ def _add_version(
         raise NotFound(f"digest: artifact {body.digest[:12]}... was just removed", field="digest")
     tenant = platform.tenant(c, request)
     model = registry.ensure_model(c, tenant.index, name)
-    number = registry.next_version(c, model.id)
+    number = _number(c, model, body.version)
     given = body.lineage or Lineage()
     registry.add_version(
         c,
@@ -134,6 +134,15 @@ def _add_version(
     return Record("version.register", tenant.name, f"{name}@{number}", None, after)
 
 
+def _number(c: Connection, model: ModelRow, wanted: int | None) -> int:
+    """The number of a new version. Raises Conflict where it is not to have one that another has, or had."""
+    least = registry.next_version(c, model.id)
+    if wanted is not None and wanted < least:
+        text = f"version: {model.name}@{wanted} cannot be made, the next is {model.name}@{least}"
+        raise Conflict(text, field="version", hint="a version never changes, and its number is never given again")
+    return wanted or least
+
+
 def _parent(platform: Platform, c: Connection, request: Request, model: ModelRow, text: str) -> tuple[int, int]:
     """The version that a new one was made from. Raises NotFound."""
     wanted = registration.read_parent(text)
@@ -152,7 +161,7 @@ def _same_as_latest(
     model = registry.find_model(c, platform.tenant(c, request).index, name)
     latest = registry.latest_version(c, model.id) if model is not None else None
     row = registry.find_version(c, model.id, latest) if model is not None and latest is not None else None
-    if row is None or (row.digest, row.engine) != (body.digest, engine):
+    if row is None or (row.digest, row.engine) != (body.digest, engine) or body.version not in (None, row.version):
         return None
     life = lifecycle.find(c, row.model, row.version)
     same = life.state != "retired" and body.options in (None, row.options) and body.golden in (None, life.golden)

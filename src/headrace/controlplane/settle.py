@@ -59,12 +59,10 @@ def _waits(one: Desired) -> bool:
 
 
 def _share(one: Desired, routed: bool) -> float | None:
-    """What a ready deployment gets: what was asked, or for the first of its model everything."""
+    """What a ready deployment gets."""
     if one.traffic_on_ready == 0 and not routed:
         return None  # a policy must give somebody something: it waits for one that others have
-    if one.traffic_on_ready is None and not routed and not one.had_traffic:
-        return 100.0
-    return one.traffic_on_ready
+    return one.waiting_share(routed)
 
 
 def settle(

@@ -205,6 +205,7 @@ async def set_alias(platform: Platform, request: Request, name: str, alias: str,
 
     def work(c: Connection) -> Record:
         tenant, model = platform.model(c, request, name)
+        request.match(views.tag(views.one_model(c, tenant, model)))
         version = platform.version(c, model, body.version).version
         may_serve(c, tenant, model, version, "version")
         before = lifecycle.set_alias(c, model.id, alias, version)
@@ -221,6 +222,7 @@ async def remove_alias(platform: Platform, request: Request, name: str, alias: s
 
     def work(c: Connection) -> Record:
         tenant, model = platform.model(c, request, name)
+        request.match(views.tag(views.one_model(c, tenant, model)))
         before = lifecycle.set_alias(c, model.id, alias, None)
         if before is None:
             raise NotFound(f"model {name!r} has no alias {alias[:63]!r}", field="alias")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import msgspec
 from sqlalchemy import Connection
@@ -107,25 +108,32 @@ def models(c: Connection, tenants: list[TenantRow], q: str | None = None) -> lis
 
 def versions(c: Connection, tenant: TenantRow, model: ModelRow, rows: list[VersionRow]) -> list[resources.Version]:
     """Versions of a tenant's model, each with what was decided of it, what it runs and what runs it."""
-    numbers = [row.version for row in rows]
-    lives, origins = lifecycle.list_of(c, model.id), lineage.list_of(c, model.id)
-    aliases = lifecycle.list_aliases(c, [model.id]).get(model.id, {})
-    parents = {origins[n].parent[0] for n in numbers if n in origins and origins[n].parent}  # type: ignore[index]
+    return versions_of(c, {model.id: (tenant, model)}, rows)
+
+
+def versions_of(
+    c: Connection, owners: Mapping[int, tuple[TenantRow, ModelRow]], rows: list[VersionRow]
+) -> list[resources.Version]:
+    """Versions of some models (at most `KEYS_MAX`), in the order of `rows`; `owners` has each model by its number."""
+    lives, origins = lifecycle.list_of(c, owners), lineage.list_of(c, owners)
+    aliases = lifecycle.list_aliases(c, owners)
+    parents = {origin.parent[0] for origin in origins.values() if origin.parent}
     names = {id_: found.name for id_, found in registry.find_models(c, parents).items()}
-    parts = parts_store.of(c, [(model.id, row.version) for row in rows if row.engine == "pipeline"])
-    users = composing.used_by(c, model)
+    parts = parts_store.of(c, [(row.model, row.version) for row in rows if row.engine == "pipeline"])
+    users = composing.used_by(c, [model for _, model in owners.values()])
     return [
         version(
             row,
-            model.name,
-            tenant.name,
-            lives[row.version],
-            [alias for alias, at in aliases.items() if at == row.version],
-            _lineage(origins.get(row.version, lineage.NONE), names),
-            [part.reference for part in parts.get((model.id, row.version), ())],
-            users.get(row.version, []),
+            owners[row.model][1].name,
+            owners[row.model][0].name,
+            lives[key],
+            [alias for alias, at in aliases.get(row.model, {}).items() if at == row.version],
+            _lineage(origins.get(key, lineage.NONE), names),
+            [part.reference for part in parts.get(key, ())],
+            users.get(key, []),
         )
         for row in rows
+        for key in [(row.model, row.version)]
     ]
 
 
@@ -171,9 +179,26 @@ def version(
 
 def policy(c: Connection, row: ModelRow, tenant: str) -> resources.Traffic:
     """A model's traffic policy."""
-    current, back = traffic.current(c, row.id), traffic.previous(c, row.id)
     pinned = traffic.list_overrides(c, [row.id]).get(row.id, {})
     names = {index: found.name for index, found in accounts.find_tenants(c, pinned.keys()).items()}
+    return _policy(row, tenant, traffic.current(c, row.id), traffic.previous(c, row.id), pinned, names)
+
+
+def policies(c: Connection, tenants: list[TenantRow]) -> list[resources.Traffic]:
+    """The traffic policies of all models of some tenants."""
+    by_index = {tenant.index: tenant.name for tenant in tenants}
+    names = {tenant.index: tenant.name for tenant in accounts.list_tenants(c)}
+    current, pinned = traffic.list_current(c), traffic.list_overrides(c)
+    return [
+        _policy(row, by_index[row.tenant], *current.get(row.id, (traffic.NONE, None)), pinned.get(row.id, {}), names)
+        for row in registry.list_models(c)
+        if row.tenant in by_index
+    ]
+
+
+def _policy(
+    row: ModelRow, tenant: str, current: Policy, back: Policy | None, pinned: dict[int, int], names: dict[int, str]
+) -> resources.Traffic:
     return resources.Traffic(
         row.name,
         tenant,
@@ -241,4 +266,5 @@ def deployment(
         weights_of(policy.split).get(desired.version, 0.0),
         desired.created_at,
         desired.memory_mb,
+        desired.waiting_share(policy.epoch > 0),
     )

@@ -243,6 +243,8 @@ class VersionCreate(msgspec.Struct, forbid_unknown_fields=True):
     lineage: Lineage | None = None
     golden: Golden | None = None
     """Signature tests: run now, and passed before the version may take traffic."""
+    version: int | None = None
+    """The number that it shall get: refused (409) unless none as high was ever given. The next when left out."""
 
 
 class GoldenRun(msgspec.Struct, forbid_unknown_fields=True):
@@ -373,6 +375,8 @@ class Deployment(msgspec.Struct):
     created_at: str
     memory_mb: int | None = None
     """Most memory of a replica, in MiB."""
+    traffic_on_ready: float | None = None
+    """Percent that it takes once ready; null where none waits."""
 
 
 class DeploymentCreate(msgspec.Struct, forbid_unknown_fields=True):

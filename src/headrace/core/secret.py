@@ -34,6 +34,13 @@ def reveal(text: str, field: str) -> str:
         raise InvalidInput(f"{field}: the secret's file {name}: {why}", field=field) from None
 
 
+def variables(url: str) -> frozenset[str]:
+    """Environment variables that may hold a database's password: the setting's own, and those that `url` refers to.
+    Processes that run models, and all others that do not connect, are started without them."""
+    named = {name for kind, name in _REFERENCE.findall(url) if kind == "env"}
+    return frozenset({"HEADRACE_DATABASE", *named})
+
+
 def redacted(url: str) -> str:
     """A URL without its password; a reference to one is shown."""
 

@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -68,6 +68,7 @@ class Child:
         on_line: receives every event line; one that it refuses with a ValueError is logged and skipped.
         on_exit: receives the exit code, negative for a signal; called once, whatever happens.
         environment: added to the node's own.
+        hidden: variables of the node's own that it must not see.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Child:
         on_line: Callable[[bytes], None],
         on_exit: Callable[[int], None],
         environment: Mapping[str, str] | None = None,
+        hidden: Collection[str] = (),
     ) -> None:
         self.name = name
         self.pid = 0
@@ -88,7 +90,8 @@ class Child:
         self._log = logs / f"{name}.log"
         self._on_line = on_line
         self._on_exit = on_exit
-        self._environment = {**os.environ, **(environment or {})}
+        own = {name: value for name, value in os.environ.items() if name not in hidden}
+        self._environment = {**own, **(environment or {})}
         self._transport: asyncio.SubprocessTransport | None = None
         self._signal = 0
         """What it is to get as soon as it is there."""

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ from headrace.core.config import Settings
 from headrace.core.errors import HeadraceError, InvalidInput, Unprocessable
 from headrace.core.logs import configure
 from headrace.core.process import thread_limits, watch_input
+from headrace.core.secret import variables
 from headrace.core.specs import (
     ControlSpec,
     ProcessEvent,
@@ -158,7 +160,9 @@ class Node:
         loop = asyncio.get_running_loop()
         while not self.stopping.is_set():
             started = loop.time()
-            child = Child(name, module, spec, self.logs, lambda line: self._service_event(name, line), lambda _: None)
+            hidden = () if isinstance(spec, ControlSpec) else variables(self.settings.database)
+            line = partial(self._service_event, name)
+            child = Child(name, module, spec, self.logs, line, lambda _: None, None, hidden)
             self.services[name] = child
             await child.exited.wait()
             self.ready.discard(name)
@@ -278,7 +282,8 @@ class Node:
             self.touch()
 
         spec = record.spec
-        return Child(spec.id, "headrace.server.main", spec, self.logs, line, ended, thread_limits(spec.threads))
+        hidden, limits = variables(self.settings.database), thread_limits(spec.threads)
+        return Child(spec.id, "headrace.server.main", spec, self.logs, line, ended, limits, hidden)
 
     # ------------------------------------------------------------------------------------------------ socket
     def touch(self) -> None:

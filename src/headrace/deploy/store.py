@@ -53,6 +53,13 @@ class Desired:
     created_at: str
     memory_mb: int | None = None
 
+    def waiting_share(self, routed: bool) -> float | None:
+        """The percent that it takes once ready, of a model that is `routed` already or not: what was asked, or for the
+        first everything; None where none waits."""
+        if self.traffic_on_ready is None and not routed and not self.had_traffic:
+            return 100.0
+        return self.traffic_on_ready
+
 
 def list_all(connection: Connection, of: Collection[int] | None = None) -> list[Desired]:
     """Desired deployments by model and version; of these models (at most `KEYS_MAX`), or of all."""

@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Collection
 
 import msgspec
 
@@ -46,6 +47,7 @@ class Examiner:
         command: the program.
         timeout_s: how long a model may take to load and run once.
         idle_s: how long the warm process is kept without work.
+        hidden: variables of our environment that it must not see.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class Examiner:
         command: tuple[str, ...] = (sys.executable, "-m", "headrace.server.examine"),
         timeout_s: float = TIMEOUT_S,
         idle_s: float = IDLE_S,
+        hidden: Collection[str] = (),
     ) -> None:
+        self._hidden = hidden
         self._command = command
         self._timeout_s = timeout_s
         self._idle_s = idle_s
@@ -116,7 +120,7 @@ class Examiner:
             stdout=pipe,
             limit=LINE_MAX,
             start_new_session=True,
-            env={**os.environ, **thread_limits(1)},
+            env={**{n: v for n, v in os.environ.items() if n not in self._hidden}, **thread_limits(1)},
         )
 
     async def _exchange(self, process: asyncio.subprocess.Process, request: ExaminationRequest) -> bytes:

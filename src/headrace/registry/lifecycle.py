@@ -75,19 +75,20 @@ def begin(
 
 def find(connection: Connection, model: int, version: int) -> Life:
     """Of a version that exists."""
-    return list_of(connection, model, [version])[version]
+    return list_of(connection, [model], version)[model, version]
 
 
-def list_of(connection: Connection, model: int, versions: Collection[int] | None = None) -> dict[int, Life]:
-    """Version -> where it is; of these, or of all of a model."""
-    query = select(lifecycles).where(lifecycles.c.model == model)
-    if versions is not None:
-        query = query.where(lifecycles.c.version.in_(versions))
+def list_of(connection: Connection, models: Collection[int], version: int | None = None) -> dict[tuple[int, int], Life]:
+    """(model, version) -> where it is, of these models (at most `KEYS_MAX`); of the one version, or of all."""
+    query = select(lifecycles).where(lifecycles.c.model.in_(models))
+    if version is not None:
+        query = query.where(lifecycles.c.version == version)
     found = {}
     for row in connection.execute(query):
         golden = None if row.golden is None else _golden(row.golden)
         tests = () if row.tests is None else _tests(row.tests)
-        found[row.version] = Life(row.model, row.version, row.state, row.changed_at, row.changed_by, golden, tests)
+        life = Life(row.model, row.version, row.state, row.changed_at, row.changed_by, golden, tests)
+        found[row.model, row.version] = life
     return found
 
 

@@ -56,13 +56,12 @@ def add(connection: Connection, model: int, version: int, origin: Origin) -> Non
     )
 
 
-def list_of(connection: Connection, model: int, versions: Collection[int] | None = None) -> dict[int, Origin]:
-    """Version -> where it comes from; of these, or of all of a model. What nothing was said of is left out."""
-    query = select(lineages).where(lineages.c.model == model)
-    if versions is not None:
-        query = query.where(lineages.c.version.in_(versions))
+def list_of(connection: Connection, models: Collection[int]) -> dict[tuple[int, int], Origin]:
+    """(model, version) -> where it comes from, of these models (at most `KEYS_MAX`). What nothing was said of is left
+    out."""
+    query = select(lineages).where(lineages.c.model.in_(models))
     return {
-        row.version: Origin(
+        (row.model, row.version): Origin(
             row.training_set,
             row.code,
             None if row.parent_model is None else (row.parent_model, row.parent_version),

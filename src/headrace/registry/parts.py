@@ -3,7 +3,7 @@ store's foreign keys hold it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import Column, Connection, ForeignKeyConstraint, Integer, Row, String, Table, insert, select, tuple_
@@ -77,12 +77,12 @@ def of(connection: Connection, keys: Iterable[Key]) -> dict[Key, tuple[Part, ...
     return found
 
 
-def users(connection: Connection, model: int) -> dict[int, list[Key]]:
-    """Version of a model -> the pipelines that run it."""
-    found: dict[int, list[Key]] = {}
-    query = select(version_parts).where(version_parts.c.part_model == model)
+def users(connection: Connection, models: Collection[int]) -> dict[Key, list[Key]]:
+    """Version of these models (at most `KEYS_MAX`) -> the pipelines that run it."""
+    found: dict[Key, list[Key]] = {}
+    query = select(version_parts).where(version_parts.c.part_model.in_(models))
     for row in connection.execute(query.order_by(version_parts.c.model, version_parts.c.version)):
-        keys = found.setdefault(row.part_version, [])
+        keys = found.setdefault((row.part_model, row.part_version), [])
         if (row.model, row.version) not in keys:
             keys.append((row.model, row.version))
     return found

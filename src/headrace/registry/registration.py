@@ -34,6 +34,8 @@ TEXT_MAX = 1_000
 ENTRIES_MAX = 100
 """Features, and entries of `metadata`."""
 FEATURE = re.compile(rf"{NAME.pattern}@[1-9][0-9]{{0,8}}")
+VERSION_MAX = 999_999_999
+"""The highest number that may be asked for."""
 BATCH_MAX = 65_536
 """Rows that `options.batch_max` may allow at most."""
 RUN_LIMIT_S = (0.1, 3600.0)
@@ -60,6 +62,8 @@ def check(create: VersionCreate) -> Engine:
     if limit_s is not None and not RUN_LIMIT_S[0] <= limit_s <= RUN_LIMIT_S[1]:
         expected = "expected {:g} to {:g} seconds".format(*RUN_LIMIT_S)
         raise InvalidInput(f"options.run_limit_s: {limit_s:g}, {expected}", field="options.run_limit_s")
+    if create.version is not None and not 1 <= create.version <= VERSION_MAX:
+        raise InvalidInput(f"version: {create.version}, expected 1 to {VERSION_MAX}", field="version")
     if create.lineage is not None:
         check_lineage(create.lineage)
     if create.golden is not None:

@@ -266,6 +266,11 @@ def list_versions(connection: Connection, model: int) -> list[VersionRow]:
     return [_version(row) for row in connection.execute(query)]
 
 
+def list_all_versions(connection: Connection) -> list[VersionRow]:
+    """Every version of every model."""
+    return [_version(row) for row in connection.execute(select(versions))]
+
+
 def add_version(connection: Connection, row: VersionRow, found_by: Iterable[object] = ()) -> None:
     """Store a new version; it is found by its own words and by those of `found_by`."""
     values = {name: getattr(row, name) for name in VersionRow.__slots__}

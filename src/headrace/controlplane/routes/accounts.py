@@ -183,10 +183,12 @@ async def create_key(
 
 @get("/api/v1/keys/{id_:str}", summary="Show an API key")
 async def show_key(request: Http[Any, Any, Any], platform: Api, id_: FromPath[str]) -> Response[r.Key]:
-    """Admin; never its secret."""
+    """Admin; never its secret. `self` is the key that asks, of whatever role."""
     asked = await context(request)
-    asked.principal.need("admin")
-    return tagged(await platform.store.read(lambda c: one_key(c, id_)))
+    wanted = asked.principal.key if id_ == "self" else id_
+    if wanted != asked.principal.key:
+        asked.principal.need("admin")
+    return tagged(await platform.store.read(lambda c: one_key(c, wanted)))
 
 
 def one_key(c: Connection, id_: str) -> r.Key:

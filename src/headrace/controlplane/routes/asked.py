@@ -6,6 +6,7 @@ import datetime
 import hashlib
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Protocol, TypeVar
+from urllib.parse import unquote
 
 import msgspec
 from litestar import Request as Http
@@ -51,13 +52,15 @@ async def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: 
 
 async def context(request: Http[Any, Any, Any], tenant: str | None = None, reason: str | None = None) -> Request:
     """Who asks, for whom, why, on which condition, and whether it may be asked again."""
-    key, if_match = request.headers.get("idempotency-key"), request.headers.get("if-match")
+    key = request.headers.get("idempotency-key")
+    reason = reason or unquote(request.headers.get("x-reason", "")) or None
+    conditions = request.headers.get("if-match"), request.headers.get("if-none-match")
     if key is None:
-        return Request(request.state.principal, tenant, reason, if_match=if_match)
+        return Request(request.state.principal, tenant, reason, None, b"", *conditions)
     if not 1 <= len(key) <= 200:
         raise InvalidInput("idempotency-key: expected 1 to 200 characters", field="idempotency-key")
     whole = hashlib.sha256(f"{request.method} {request.url.path}?{request.url.query}\n".encode() + await request.body())
-    return Request(request.state.principal, tenant, reason, key, whole.digest(), if_match)
+    return Request(request.state.principal, tenant, reason, key, whole.digest(), *conditions)
 
 
 def reach(c: Connection, asked: Request) -> list[accounts.TenantRow]:

@@ -22,11 +22,13 @@ from headrace.controlplane.routes.asked import (
     has_tag,
     page,
     reach,
+    read_deployment,
     read_model,
     read_number,
     tagged,
 )
 from headrace.core import resources as r
+from headrace.core.database import KEYS_MAX
 from headrace.core.errors import InvalidInput, NotFound
 from headrace.registry import store as registry
 
@@ -88,6 +90,34 @@ async def update_model(
         return Record("model.update", owner.name, model, {f: getattr(row, f) for f in given}, given)
 
     return await platform.mutate(asked, work, lambda c, _: one_model(c, platform, asked, model), r.Model)
+
+
+@get("/api/v1/versions", summary="List versions")
+async def list_all_versions(
+    request: Http[Any, Any, Any],
+    platform: Api,
+    tenant: Tenant = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> r.Page[r.Version]:
+    """Of all models, by tenant, model and number."""
+    asked = await context(request, tenant)
+
+    def read(c: Connection) -> r.Page[r.Version]:
+        tenants = {found.index: found for found in reach(c, asked)}
+        owners = {row.id: (tenants[row.tenant], row) for row in registry.list_models(c) if row.tenant in tenants}
+
+        def place(row: registry.VersionRow) -> tuple[str, str, int]:
+            owner, model = owners[row.model]
+            return owner.name, model.name, row.version
+
+        rows = [row for row in registry.list_all_versions(c) if row.model in owners]
+        found = page(rows, limit, cursor, place, lambda row: "{}/{}@{}".format(*place(row)), read_deployment)
+        parts = [found.items[start : start + KEYS_MAX] for start in range(0, len(found.items), KEYS_MAX)]
+        shown = [views.versions_of(c, {row.model: owners[row.model] for row in part}, part) for part in parts]
+        return r.Page([version for part in shown for version in part], found.next)
+
+    return await platform.store.read(read)
 
 
 @get("/api/v1/models/{model:str}/versions", summary="List a model's versions")
@@ -179,6 +209,7 @@ HANDLERS = [
     list_models,
     show_model,
     update_model,
+    list_all_versions,
     list_versions,
     show_version,
     register,

@@ -9,9 +9,34 @@ from litestar import Response, delete, get, post, put
 from litestar.params import FromPath, JSONBody
 from sqlalchemy import Connection
 
-from headrace.controlplane import changes, routing
-from headrace.controlplane.routes.asked import Api, Cursor, Limit, Tenant, context, page, read_number, tagged
+from headrace.controlplane import changes, routing, views
+from headrace.controlplane.routes.asked import (
+    Api,
+    Cursor,
+    Limit,
+    Tenant,
+    context,
+    page,
+    reach,
+    read_model,
+    read_number,
+    tagged,
+)
 from headrace.core import resources as r
+
+
+@get("/api/v1/traffic", summary="List traffic policies")
+async def list_traffic(
+    request: Http[Any, Any, Any],
+    platform: Api,
+    tenant: Tenant = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> r.Page[r.Traffic]:
+    """Of all models, by tenant and model."""
+    asked = await context(request, tenant)
+    found = await platform.store.read(lambda c: views.policies(c, reach(c, asked)))
+    return page(found, limit, cursor, lambda t: (t.tenant, t.model), lambda t: f"{t.tenant}/{t.model}", read_model)
 
 
 @get("/api/v1/models/{model:str}/traffic", summary="Show a model's traffic policy")
@@ -100,4 +125,4 @@ def newest_first(found: list[r.Change], limit: int) -> r.Page[r.Change]:
     return r.Page(found[:limit], str(found[limit - 1].id) if len(found) > limit else None)
 
 
-HANDLERS = [show_traffic, set_traffic, rollback, pin, unpin, traffic_history]
+HANDLERS = [list_traffic, show_traffic, set_traffic, rollback, pin, unpin, traffic_history]
