@@ -237,7 +237,10 @@ def deployment(
         standing.ready,
         desired.threads,
         standing.detail,
-        [resources.Replica(s.spec.id, s.state, s.pid, s.detail, s.timings_s) for s in replicas.get(target, [])],
+        [
+            resources.Replica(s.spec.id, s.state, s.pid, s.detail, s.timings_s, s.origin)
+            for s in replicas.get(target, [])
+        ],
         weights_of(policy.split).get(desired.version, 0.0),
         desired.created_at,
         desired.memory_mb,

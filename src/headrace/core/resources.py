@@ -8,7 +8,7 @@ import msgspec
 
 from headrace.core.golden import Golden, GoldenResult
 from headrace.core.signature import Signature
-from headrace.core.specs import EngineOptions, ReplicaState
+from headrace.core.specs import EngineOptions, Origin, ReplicaState
 
 T = TypeVar("T")
 
@@ -353,6 +353,10 @@ class Replica(msgspec.Struct):
     pid: int
     detail: str = ""
     timings_s: dict[str, float] = {}
+    """Duration of each stage of its start: ``pull``, ``start``, ``import``, ``verify``, ``load``, ``warm``, and of all
+    in ``total``."""
+    origin: Origin = ""
+    """What its process was before: forked from a ``zygote``, one that stood ``idle``, or a new ``process``."""
 
 
 class Deployment(msgspec.Struct):

@@ -18,10 +18,10 @@ from typing import TypeVar
 
 import msgspec
 
-from headrace.core.config import Settings
+from headrace.core.config import Settings, runtimes_of
 from headrace.core.errors import HeadraceError, InvalidInput, Unprocessable
 from headrace.core.logs import configure
-from headrace.core.process import thread_limits, watch_input
+from headrace.core.process import engine_environment, watch_input
 from headrace.core.specs import (
     ControlSpec,
     ProcessEvent,
@@ -32,12 +32,14 @@ from headrace.core.specs import (
     ServedVersion,
 )
 from headrace.core.storage import S3Spec, s3_of
+from headrace.core.zygote import runtime_of
 from headrace.deploy import states
 from headrace.deploy.child import Child
 from headrace.deploy.place import clear_sockets, lock, new_quota, reserve_port, run_folder
 from headrace.deploy.pulls import Pulls
 from headrace.deploy.record import ReplicaRecord
 from headrace.deploy.wire import NodeCommand, NodeState
+from headrace.deploy.zygotes import Zygotes
 
 RESTART_S = (0.1, 10.0)
 """First and longest pause before a control plane or router is started again."""
@@ -84,6 +86,7 @@ class Node:
         self.leader = ""
         """Its name among the services."""
         self._writers: set[asyncio.StreamWriter] = set()
+        self.zygotes = Zygotes(self.logs, settings.idle_processes)
         self.pulls: Pulls | None = None
         """Where artifacts are kept elsewhere."""
         if store is not None:
@@ -216,6 +219,7 @@ class Node:
         record = self.replicas.get(command.replica)
         if command.verb == "start" and record is None and command.spec is not None and not self.stopping.is_set():
             self.replicas[command.replica] = record = ReplicaRecord(command.spec)
+            record.begun = asyncio.get_running_loop().time()
             if all(served.artifact and all(part.artifact for part in served.parts) for served in command.spec.versions):
                 record.child = self._start(record)
             else:
@@ -242,7 +246,7 @@ class Node:
             record.unstartable(error)
         else:
             record.spec = msgspec.structs.replace(record.spec, versions=tuple(versions))
-            record.timings_s = {"pull": asyncio.get_running_loop().time() - started}
+            record.timings_s["pull"] = asyncio.get_running_loop().time() - started
             if record.stopping:
                 record.ended(0)
             else:
@@ -265,7 +269,9 @@ class Node:
 
     def _start(self, record: ReplicaRecord) -> Child:
         def line(text: bytes) -> None:
-            record.said(msgspec.json.decode(text, type=ReplicaEvent))
+            event = msgspec.json.decode(text, type=ReplicaEvent)
+            record.said(event)
+            record.timed(event, asyncio.get_running_loop().time())
             self.touch()
 
         def ended(code: int) -> None:
@@ -278,7 +284,11 @@ class Node:
             self.touch()
 
         spec = record.spec
-        return Child(spec.id, "headrace.server.main", spec, self.logs, line, ended, thread_limits(spec.threads))
+        environment = engine_environment(spec.threads)
+        engines = [served.engine for served in spec.versions]
+        runtime = runtime_of(engines, spec.threads) if self.settings.zygotes != "off" else None
+        launch = self.zygotes.launch(runtime) if runtime is not None else None
+        return Child(spec.id, "headrace.server.main", spec, self.logs, line, ended, environment, launch)
 
     # ------------------------------------------------------------------------------------------------ socket
     def touch(self) -> None:
@@ -288,7 +298,8 @@ class Node:
     def state(self) -> bytes:
         """What the control plane reads."""
         routers = sorted(name for name in self.ready if name.startswith("router"))
-        return msgspec.json.encode(NodeState([r.status() for r in self.replicas.values()], routers)) + b"\n"
+        replicas = [record.status() for record in self.replicas.values()]
+        return msgspec.json.encode(NodeState(replicas, routers, self.zygotes.statuses())) + b"\n"
 
     async def tell(self) -> None:
         """Send the state after every change."""
@@ -323,6 +334,7 @@ class Node:
         if self.pulls is not None:
             await self.pulls.close()
         await stop_all([r.child for r in self.replicas.values() if r.child is not None], drain_s, hurry)
+        await self.zygotes.close()
         await stop_all([c for name, c in self.services.items() if name.startswith("control")], drain_s, hurry)
 
 
@@ -393,6 +405,7 @@ async def serve(settings: Settings, folder: Path, store: S3Spec | None, with_par
     server = await asyncio.start_unix_server(node.connected, str(run / "node.sock"), limit=LINE_MAX)
     os.chmod(run / "node.sock", 0o600)
     telling = loop.create_task(node.tell())
+    node.zygotes.start(runtimes_of(settings.zygotes))
     specs = node.service_specs()
     services = [loop.create_task(node.keep(name, module, spec)) for name, (module, spec) in specs.items()]
     announcing = loop.create_task(announce(node, set(specs)))

@@ -84,6 +84,31 @@ def load(
     return Loaded(loaded, options)
 
 
+def preload(engine: str, shared: bool = False) -> None:
+    """Import what an engine needs, before there is an artifact.
+
+    Args:
+        engine: its name.
+        shared: many processes will be forked from this one: also import what only some models need.
+
+    Raises:
+        InvalidInput: an unknown engine.
+        Unprocessable: one that is not installed.
+    """
+    _adapter(engine, ())
+    match engine:
+        case "xgboost":
+            from headrace.server.engines import xgboost
+
+            xgboost.shared_library()
+        case "lightgbm":
+            from headrace.server.engines import lightgbm
+
+            lightgbm.shared_library()
+        case "sklearn" if shared:
+            import skops.io  # with all of scikit-learn  # noqa: F401
+
+
 def _adapter(engine: str, parts: Sequence[ServedPart]) -> Adapter:
     """The one place that imports lazily: a replica pays, in memory and start-up, only for the engine that it runs."""
     match engine:
