@@ -73,6 +73,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Reference to the secret key, likewise."""
     s3_session_token: str = "env:AWS_SESSION_TOKEN"
     """Reference to the session token, likewise."""
+    forms_max_bytes: int = 32 << 30
+    """Serving forms that a node keeps of large ONNX models, so that their replicas start quickly. 0: none."""
     replicas_max: int = 256
     """Replicas that all deployments together may want: each is a process."""
     zygotes: str = "onnx"
@@ -99,6 +101,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "artifact_max_bytes": (1, 1 << 50),
     "artifact_grace_s": (0, 1e9),
     "cache_max_bytes": (1, 1 << 50),
+    "forms_max_bytes": (0, 1 << 50),
     "replicas_max": (1, 1_000_000),
     "idle_processes": (0, 1000),
     "drain_s": (0, 86_400),

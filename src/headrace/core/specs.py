@@ -86,6 +86,19 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     """Most resident memory of the process, in MiB; above it, it is killed. None: no limit."""
     device: str = ""
     """Id of the `devices.Device` that it was placed on; empty: its fleet's choice."""
+    forms: str = ""
+    """Folder of its node's serving forms; empty: there is none."""
+
+
+class FormSpec(msgspec.Struct, frozen=True):
+    """A serving form to make; read like `ReplicaSpec`."""
+
+    artifact: str
+    digest: str
+    folder: str
+    """Of all forms."""
+    max_bytes: int
+    """Of all forms together."""
 
 
 class ReplicaStatus(msgspec.Struct, frozen=True):

@@ -35,6 +35,7 @@ from headrace.core.storage import S3Spec, s3_of
 from headrace.core.zygote import runtime_of
 from headrace.deploy import states
 from headrace.deploy.child import Child
+from headrace.deploy.forms import Forms
 from headrace.deploy.place import clear_sockets, lock, new_quota, reserve_port, run_folder
 from headrace.deploy.pulls import Pulls
 from headrace.deploy.record import ReplicaRecord
@@ -86,6 +87,7 @@ class Node:
         self.leader = ""
         """Its name among the services."""
         self._writers: set[asyncio.StreamWriter] = set()
+        self.forms = Forms(folder / "forms", settings.forms_max_bytes, self.logs)
         self.zygotes = Zygotes(self.logs, settings.idle_processes)
         self.pulls: Pulls | None = None
         """Where artifacts are kept elsewhere."""
@@ -272,6 +274,9 @@ class Node:
             event = msgspec.json.decode(text, type=ReplicaEvent)
             record.said(event)
             record.timed(event, asyncio.get_running_loop().time())
+            if record.state == "ready":
+                for served in record.spec.versions:
+                    self.forms.want(served)
             self.touch()
 
         def ended(code: int) -> None:
@@ -283,7 +288,7 @@ class Node:
                 os.unlink(record.spec.address.removeprefix("unix:"))
             self.touch()
 
-        spec = record.spec
+        spec = msgspec.structs.replace(record.spec, forms=self.forms.folder)
         environment = engine_environment(spec.threads)
         engines = [served.engine for served in spec.versions]
         runtime = runtime_of(engines, spec.threads) if self.settings.zygotes != "off" else None
@@ -334,6 +339,7 @@ class Node:
         if self.pulls is not None:
             await self.pulls.close()
         await stop_all([r.child for r in self.replicas.values() if r.child is not None], drain_s, hurry)
+        await self.forms.close()
         await self.zygotes.close()
         await stop_all([c for name, c in self.services.items() if name.startswith("control")], drain_s, hurry)
 

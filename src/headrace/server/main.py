@@ -31,6 +31,7 @@ from headrace.core.report import Hello, ReplicaReport
 from headrace.core.specs import ReplicaEvent, ReplicaSpec, ServedVersion
 from headrace.core.verified import verify
 from headrace.server.engines.load import load, preload
+from headrace.server.engines.onnx_form import find as find_form
 from headrace.server.engines.port import Engine, warm_inputs
 from headrace.server.link import RouterLink
 from headrace.server.slot import Slot
@@ -96,7 +97,9 @@ class Replica:
             await asyncio.sleep(0.01)
 
 
-def load_version(served: ServedVersion, threads: int, timings: dict[str, float], warming: Callable[[], None]) -> Warm:
+def load_version(
+    served: ServedVersion, threads: int, timings: dict[str, float], warming: Callable[[], None], forms: str = ""
+) -> Warm:
     """Import, verify, load and warm one version. Raises HeadraceError or whatever the model raises."""
     start = time.monotonic()
     preload(served.engine)
@@ -105,8 +108,9 @@ def load_version(served: ServedVersion, threads: int, timings: dict[str, float],
     verify(path, served.digest)
     for part in served.parts:
         verify(Path(part.artifact), part.digest)
+    form = find_form(Path(forms), served.digest) if forms and served.engine == "onnx" else None
     verified = time.monotonic()
-    engine = load(served.engine, path, served.options, served.signature, threads, served.parts).engine
+    engine = load(served.engine, path, served.options, served.signature, threads, served.parts, form).engine
     loaded = time.monotonic()
     warming()
     run_s = math.inf
@@ -164,7 +168,8 @@ def run(spec_file: BinaryIO, events: Events) -> int:
     watchdog.start()
     for served in spec.versions:
         try:
-            engines.append(load_version(served, spec.threads, timings, lambda: events.send(ReplicaEvent("warming"))))
+            warm = load_version(served, spec.threads, timings, lambda: events.send(ReplicaEvent("warming")), spec.forms)
+            engines.append(warm)
         except HeadraceError as error:
             events.send(ReplicaEvent("failed", error.message))
             return 3
