@@ -9,6 +9,11 @@ RECORD = "form.json"
 """In a form's folder: what was made and measured, or why there is nothing."""
 
 
+def forms_folder(data: Path) -> Path:
+    """Where the forms of this node are: another release of the engine makes others."""
+    return data / "forms" / f"onnxruntime-{version('onnxruntime')}"
+
+
 def folder_of(forms: Path, digest: str) -> Path:
-    """Where the form of an artifact is, or would be: another release of the engine makes another."""
-    return forms / f"{digest}.ort-{version('onnxruntime')}"
+    """Where the form of an artifact is, or would be."""
+    return forms / digest

@@ -68,6 +68,11 @@ class Forms:
 
         self._child = Child("form", MODULE, spec, self._logs, line, ended, engine_environment(1))
 
+    @property
+    def idle(self) -> bool:
+        """None is being made, none waits to be."""
+        return self._child is None and not self._waiting
+
     async def close(self) -> None:
         """End what is under way; what is half made is swept away by the next."""
         self._closed = True

@@ -20,6 +20,7 @@ import msgspec
 
 from headrace.core.config import Settings, runtimes_of
 from headrace.core.errors import HeadraceError, InvalidInput, Unprocessable
+from headrace.core.forms import forms_folder
 from headrace.core.logs import configure
 from headrace.core.process import engine_environment, watch_input
 from headrace.core.specs import (
@@ -87,7 +88,7 @@ class Node:
         self.leader = ""
         """Its name among the services."""
         self._writers: set[asyncio.StreamWriter] = set()
-        self.forms = Forms(folder / "forms", settings.forms_max_bytes, self.logs)
+        self.forms = Forms(forms_folder(folder), settings.forms_max_bytes, self.logs)
         self.zygotes = Zygotes(self.logs, settings.idle_processes)
         self.pulls: Pulls | None = None
         """Where artifacts are kept elsewhere."""

@@ -140,9 +140,12 @@ def compare(artifact: Path, form: Form) -> Form:
 def make(spec: FormSpec) -> Form:
     """Have a form, or the record of why there is none. Raises OSError, Unprocessable where the artifact is damaged."""
     forms, artifact = Path(spec.folder), Path(spec.artifact)
-    forms.mkdir(exist_ok=True)
+    forms.mkdir(parents=True, exist_ok=True)
     with (forms / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        for other in forms.parent.glob("onnxruntime-*"):
+            if other != forms:  # of a release that was here before
+                shutil.rmtree(other, ignore_errors=True)
         for left in forms.glob(f"{MAKING}*"):
             shutil.rmtree(left, ignore_errors=True)
         verify(artifact, spec.digest)

@@ -108,6 +108,10 @@ def preload(engine: str, shared: bool = False) -> None:
             from headrace.server.engines import lightgbm
 
             lightgbm.shared_library()
+        case "onnx" if shared:
+            from headrace.server.engines import onnx
+
+            onnx.open_smallest()
         case "sklearn" if shared:
             import skops.io  # with all of scikit-learn  # noqa: F401
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Thread
+from threading import Timer
 
 import onnxruntime as ort
 
@@ -38,6 +38,15 @@ _NO_ZIPMAP = "convert a classifier with options={'zipmap': False}, so that its p
 _ONE_FILE = "import it, which makes one file of it: headrace models import model.onnx"
 
 
+PACK_AFTER_S = 0.5
+"""How long a replica that began without prepacking first answers what has waited for it."""
+SMALLEST = (
+    b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
+"""A model that gives what it takes, one number."""
+
+
 class OnnxEngine:
     """An ONNX (or ORT-format) model on the CPU."""
 
@@ -51,7 +60,7 @@ class OnnxEngine:
         threads: int,
         form: Form | None = None,
     ) -> None:
-        self._packing: Thread | None = None
+        self._packing: Timer | None = None
         quick = form is not None and form.quick
         session = open_form(form, threads, prepack=not quick) if form is not None else open_artifact(path, threads)
         self._inputs = tuple(node.name for node in session.get_inputs())
@@ -65,7 +74,8 @@ class OnnxEngine:
         self._run = getattr(session, "_sess", session).run
         self._session = session
         if form is not None and quick and form.prepack:
-            self._packing = Thread(target=self._pack, args=(form, threads), name="prepack", daemon=True)
+            self._packing = Timer(PACK_AFTER_S, self._pack, (form, threads))
+            self._packing.daemon = True
             self._packing.start()
 
     def _pack(self, form: Form, threads: int) -> None:
@@ -88,8 +98,14 @@ class OnnxEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         if self._packing is not None:
+            self._packing.cancel()
             self._packing.join()
         del self._run, self._session
+
+
+def open_smallest() -> None:
+    """Open a session and close it: what the library sets up with its first one is then there. It starts no thread."""
+    ort.InferenceSession(SMALLEST, settings_for(1), providers=["CPUExecutionProvider"])
 
 
 def settings_for(threads: int, prepack: bool = True) -> ort.SessionOptions:
