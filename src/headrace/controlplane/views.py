@@ -13,6 +13,7 @@ from headrace.core import resources
 from headrace.core.specs import ReplicaStatus
 from headrace.deploy import store as deploy_store
 from headrace.deploy.reconcile import Standing, Target, target_of
+from headrace.deploy.starts import StartTimes
 from headrace.deploy.store import Desired
 from headrace.registry import lifecycle, lineage, search
 from headrace.registry import parts as parts_store
@@ -185,7 +186,11 @@ def policy(c: Connection, row: ModelRow, tenant: str) -> resources.Traffic:
 
 
 def deployments(
-    c: Connection, tenants: list[TenantRow], statuses: tuple[ReplicaStatus, ...], standings: dict[Target, Standing]
+    c: Connection,
+    tenants: list[TenantRow],
+    statuses: tuple[ReplicaStatus, ...],
+    standings: dict[Target, Standing],
+    starts: StartTimes,
 ) -> list[resources.Deployment]:
     """All deployments of some tenants, by tenant, model and version."""
     by_index = {tenant.index: tenant for tenant in tenants}
@@ -200,6 +205,7 @@ def deployments(
             policies.get(desired.model, (traffic.NONE, None))[0],
             replicas,
             standings,
+            starts,
         )
         for desired in deploy_store.list_all(c)
         if desired.model in rows
@@ -222,6 +228,7 @@ def deployment(
     policy: Policy,
     replicas: dict[Target, list[ReplicaStatus]],
     standings: dict[Target, Standing],
+    starts: StartTimes,
 ) -> resources.Deployment:
     """A deployment."""
     target = (f"{tenant}/{name}", desired.version)
@@ -244,4 +251,5 @@ def deployment(
         weights_of(policy.split).get(desired.version, 0.0),
         desired.created_at,
         desired.memory_mb,
+        starts.p95_s(target),
     )

@@ -377,6 +377,8 @@ class Deployment(msgspec.Struct):
     created_at: str
     memory_mb: int | None = None
     """Most memory of a replica, in MiB."""
+    start_p95_s: float | None = None
+    """95th percentile of its replicas' last starts, from the command to ready; of its engine's where it has none."""
 
 
 class DeploymentCreate(msgspec.Struct, forbid_unknown_fields=True):
