@@ -18,6 +18,7 @@ BENCHES = (
     "replica_memory",
     "upload",
     "fleet_files",
+    "coldstart",
 )
 
 

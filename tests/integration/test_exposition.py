@@ -15,7 +15,10 @@ from prometheus_client.samples import Sample
 
 from headrace.controlplane.metrics import BUCKETS_S, Metrics
 from headrace.core.report import Histogram, ReplicaReport, RequestCell, RouterReport, SlotReport, StepReport, bin_of
+from headrace.deploy.starts import StartTimes
+from headrace.deploy.wire import ZygoteStatus
 from tests.unit.test_reconcile import status
+from tests.unit.test_starts import status as start_status
 
 
 def histogram(*seconds: float) -> Histogram:
@@ -27,7 +30,11 @@ def histogram(*seconds: float) -> Histogram:
 
 @pytest.fixture
 def metrics() -> Iterator[Metrics]:
-    made = Metrics({0: "default", -1: ""}.__getitem__, lambda: [status("r", "ready")], lambda: 7)
+    starts = StartTimes()
+    starts.observe([start_status("r", 0.3)])
+    zygote = ZygoteStatus("onnx", 1, True, 60_000_000, 2)
+    names = {0: "default", -1: ""}.__getitem__
+    made = Metrics(names, lambda: [status("r", "ready")], lambda: 7, starts, lambda: [zygote])
     good = RequestCell("default/m", 1, 0, histogram(0.002, 0.02, 0.2), {503: 2})
     lost = RequestCell("", 0, -1, histogram(), {404: 1})
     for _ in range(2):  # the second report adds to the first
@@ -72,6 +79,16 @@ def test_every_family_has_help_and_the_prefix(metrics: Metrics) -> None:
     for family in families:
         assert family.documentation.endswith("."), family.name
         assert family.name.startswith("headrace_")
+
+
+def test_starts_and_what_stands_ready(metrics: Metrics) -> None:
+    name = "headrace_replica_start_duration_seconds"
+    assert value(metrics, f"{name}_count", engine="onnx", origin="zygote", stage="total") == 1
+    assert value(metrics, f"{name}_sum", engine="onnx", origin="zygote", stage="load") == 0.1
+    assert value(metrics, f"{name}_bucket", engine="onnx", origin="zygote", stage="total", le="0.25") == 0
+    assert value(metrics, f"{name}_bucket", engine="onnx", origin="zygote", stage="total", le="0.5") == 1
+    assert value(metrics, "headrace_idle_processes", runtime="onnx") == 2
+    assert value(metrics, "headrace_resident_memory_bytes", process="zygote-onnx") == 60_000_000
 
 
 def test_the_page_has_every_metric_with_its_kind_and_labels_and_no_other(metrics: Metrics) -> None:

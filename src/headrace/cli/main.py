@@ -24,6 +24,7 @@ from headrace.cli import (
     predict,
     quarantine,
     registry,
+    replicas,
     traffic,
 )
 from headrace.cli.options import Json
@@ -68,7 +69,10 @@ def up(
     s3_access_key: Annotated[str | None, typer.Option(help="Reference: env:NAME or file:/PATH.")] = None,
     s3_secret_key: Annotated[str | None, typer.Option(help="Reference, never the key itself.")] = None,
     s3_session_token: Annotated[str | None, typer.Option(help="Reference.")] = None,
+    forms_max_bytes: Annotated[int | None, typer.Option(help="Serving forms of large ONNX models; 0: none.")] = None,
     replicas_max: Annotated[int | None, typer.Option(help="Replicas that all deployments together may want.")] = None,
+    zygotes: Annotated[str | None, typer.Option(help="Runtimes to fork replicas from, from the start; off.")] = None,
+    idle_processes: Annotated[int | None, typer.Option(help="Processes that stand ready, per runtime.")] = None,
     drain_s: Annotated[float | None, typer.Option(help="How long replicas and routers finish what they have.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     with_parent: Annotated[bool, typer.Option(hidden=True)] = False,
@@ -162,6 +166,7 @@ deployments.add_to(app)
 traffic.add_to(app)
 fleet.add_to(app)
 predict.add_to(app)
+app.command("replicas")(replicas.replicas)
 app.add_typer(quarantine.quarantine, name="quarantine")
 app.add_typer(accounts.tenants, name="tenants")
 app.add_typer(accounts.keys, name="keys")

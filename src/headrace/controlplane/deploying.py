@@ -153,7 +153,7 @@ def show_deployment(platform: Platform, c: Connection, request: Request, name: s
     tenant, model = platform.model(c, request, name)
     desired = deployment(c, model, platform.number(c, model, version))
     replicas, policy = views.replicas_of(platform.fleet.statuses()), traffic.current(c, model.id)
-    return views.deployment(desired, tenant.name, name, policy, replicas, platform.standings())
+    return views.deployment(desired, tenant.name, name, policy, replicas, platform.standings(), platform.starts)
 
 
 def deployment(c: Connection, model: ModelRow, version: int) -> deploy_store.Desired:

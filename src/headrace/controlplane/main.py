@@ -35,6 +35,7 @@ from headrace.core.specs import ControlSpec, ProcessEvent
 from headrace.deploy import store as deploy_store
 from headrace.deploy.local import LocalFleet
 from headrace.deploy.pulls import Pulls
+from headrace.deploy.starts import StartTimes
 from headrace.registry.cache import Cache
 from headrace.registry.examiner import Examiner
 from headrace.registry.folder import FolderStore
@@ -111,7 +112,15 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     await store.run(lambda c: bootstrap(c, folder / "credentials.toml", urls))
     artifacts = open_artifacts(spec, store)
     fleet = LocalFleet(spec.node)
-    metrics = Metrics(lambda index: tenant_name(publisher, index), fleet.statuses, lambda: publisher.epoch)
+    starts = StartTimes()
+    fleet.watch(lambda: starts.observe(fleet.statuses()))
+    metrics = Metrics(
+        lambda index: tenant_name(publisher, index),
+        fleet.statuses,
+        lambda: publisher.epoch,
+        starts,
+        lambda: fleet.zygotes,
+    )
     hub = Hub(lambda report: reports(report), lambda command: commands(command), lambda: manager.wake())
     leadership = Leadership(store, f"{spec.name}@{socket.gethostname()}:{spec.port}", spec.url)
     check = leadership.check
@@ -129,6 +138,7 @@ async def serve(spec: ControlSpec, events: Events) -> None:
         spec.replicas_max,
         spec.http_url,
         spec.grpc_url,
+        starts,
     )
     commands = Commands(platform)
     reports = Reports(platform, metrics)

@@ -19,6 +19,8 @@ from headrace.controlplane.link import Hub
 from headrace.core.report import Histogram, ReplicaReport, RouterReport, upper_s
 from headrace.core.resources import ModelStatus, RouterStatus
 from headrace.core.specs import ReplicaStatus
+from headrace.deploy.starts import StartTimes
+from headrace.deploy.wire import ZygoteStatus
 
 WINDOW_S = 10.0
 RECENT_MAX = 1000
@@ -57,6 +59,8 @@ class Metrics:
         tenant_name: index -> name; -1 and unknown ones are "".
         statuses: the fleet's replicas.
         epoch: of the current snapshot.
+        starts: how long replicas took to start.
+        zygotes: what the node forks replicas from.
     """
 
     def __init__(
@@ -64,7 +68,11 @@ class Metrics:
         tenant_name: Callable[[int], str],
         statuses: Callable[[], Iterable[ReplicaStatus]],
         epoch: Callable[[], int],
+        starts: StartTimes | None = None,
+        zygotes: Callable[[], Iterable[ZygoteStatus]] = tuple,
     ) -> None:
+        self._starts = starts or StartTimes()
+        self._zygotes = zygotes
         self.hub: Hub | None = None
         self._tenant_name = tenant_name
         self._statuses = statuses
@@ -179,6 +187,7 @@ class Metrics:
         yield duration
         yield from self._served_families()
         yield from self._step_families()
+        yield from self._start_families()
         yield from self._process_families()
 
     def _served_families(self) -> Iterable[Metric]:
@@ -219,6 +228,20 @@ class Metrics:
                 _add(durations, names, sums.durations)
         yield from (rows, failures, durations)
 
+    def _start_families(self) -> Iterable[Metric]:
+        durations = HistogramMetricFamily(
+            "headrace_replica_start_duration_seconds",
+            "Duration of a stage of a replica's start; total is from the command to the first request it can take.",
+            labels=["engine", "origin", "stage"],
+        )
+        for names, histogram in self._starts.stages.items():
+            _add(durations, list(names), histogram)
+        yield durations
+        idle = GaugeMetricFamily("headrace_idle_processes", "Processes that stand ready.", labels=["runtime"])
+        for zygote in self._zygotes():
+            idle.add_metric([zygote.runtime], zygote.idle)
+        yield idle
+
     def _process_families(self) -> Iterable[Metric]:
         yield GaugeMetricFamily("headrace_snapshot_epoch", "Epoch of the routing snapshot.", self._epoch())
         replicas = GaugeMetricFamily("headrace_replicas", "Replicas by state.", labels=["model", "version", "state"])
@@ -243,6 +266,8 @@ class Metrics:
             served_by.queued = {name: n for name, n in served_by.queued.items() if name in alive}
         for name, replica in self._replicas.items():
             memory.add_metric([name], replica.rss_bytes)
+        for zygote in self._zygotes():
+            memory.add_metric([f"zygote-{zygote.runtime}"], zygote.rss_bytes)
         yield from (memory, connections, flight)
         yield CounterMetricFamily("headrace_retries", "Requests sent to a second replica.", self._retries)
         yield CounterMetricFamily("headrace_ejections", "Replicas taken out of routing for failures.", self._ejections)

@@ -39,6 +39,7 @@ from headrace.core.resources import (
 )
 from headrace.core.snapshot import SLOTS
 from headrace.deploy.reconcile import Standing, Target
+from headrace.deploy.starts import StartTimes
 from headrace.registry import lifecycle
 from headrace.registry import store as registry
 from headrace.registry.examiner import Examiner
@@ -117,7 +118,9 @@ class Platform:
         replicas_max: int = 256,
         url: str = "",
         grpc_url: str = "",
+        starts: StartTimes | None = None,
     ) -> None:
+        self.starts = starts or StartTimes()
         self.store = store
         self.artifacts = artifacts
         self.examiner = examiner

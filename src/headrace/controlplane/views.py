@@ -14,6 +14,7 @@ from headrace.core import resources
 from headrace.core.specs import ReplicaStatus
 from headrace.deploy import store as deploy_store
 from headrace.deploy.reconcile import Standing, Target, target_of
+from headrace.deploy.starts import StartTimes
 from headrace.deploy.store import Desired
 from headrace.registry import lifecycle, lineage, search
 from headrace.registry import parts as parts_store
@@ -210,7 +211,11 @@ def _policy(
 
 
 def deployments(
-    c: Connection, tenants: list[TenantRow], statuses: tuple[ReplicaStatus, ...], standings: dict[Target, Standing]
+    c: Connection,
+    tenants: list[TenantRow],
+    statuses: tuple[ReplicaStatus, ...],
+    standings: dict[Target, Standing],
+    starts: StartTimes,
 ) -> list[resources.Deployment]:
     """All deployments of some tenants, by tenant, model and version."""
     by_index = {tenant.index: tenant for tenant in tenants}
@@ -225,6 +230,7 @@ def deployments(
             policies.get(desired.model, (traffic.NONE, None))[0],
             replicas,
             standings,
+            starts,
         )
         for desired in deploy_store.list_all(c)
         if desired.model in rows
@@ -247,6 +253,7 @@ def deployment(
     policy: Policy,
     replicas: dict[Target, list[ReplicaStatus]],
     standings: dict[Target, Standing],
+    starts: StartTimes,
 ) -> resources.Deployment:
     """A deployment."""
     target = (f"{tenant}/{name}", desired.version)
@@ -262,9 +269,13 @@ def deployment(
         standing.ready,
         desired.threads,
         standing.detail,
-        [resources.Replica(s.spec.id, s.state, s.pid, s.detail, s.timings_s) for s in replicas.get(target, [])],
+        [
+            resources.Replica(s.spec.id, s.state, s.pid, s.detail, s.timings_s, s.origin)
+            for s in replicas.get(target, [])
+        ],
         weights_of(policy.split).get(desired.version, 0.0),
         desired.created_at,
         desired.memory_mb,
         desired.waiting_share(policy.epoch > 0),
+        starts.p95_s(target),
     )

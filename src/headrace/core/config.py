@@ -17,6 +17,7 @@ import msgspec
 from headrace.core.errors import InvalidInput
 from headrace.core.names import did_you_mean
 from headrace.core.secret import redacted
+from headrace.core.zygote import RUNTIMES, Runtime
 
 
 def default_data_folder() -> str:
@@ -72,8 +73,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Reference to the secret key, likewise."""
     s3_session_token: str = "env:AWS_SESSION_TOKEN"
     """Reference to the session token, likewise."""
+    forms_max_bytes: int = 32 << 30
+    """Serving forms that a node keeps of large ONNX models, so that their replicas start quickly. 0: none."""
     replicas_max: int = 256
     """Replicas that all deployments together may want: each is a process."""
+    zygotes: str = "onnx"
+    """Runtimes whose zygote starts with the node, by commas: python, onnx, xgboost, lightgbm, sklearn, torch. Others
+    start with their first replica. off: replicas are processes of their own."""
+    idle_processes: int = 0
+    """Processes that stand ready for replicas to come, per runtime in use."""
     drain_s: float = 30.0
     """How long a replica or router finishes what it has after being told to stop."""
     log_level: str = "info"
@@ -93,7 +101,9 @@ LIMITS: dict[str, tuple[float, float]] = {
     "artifact_max_bytes": (1, 1 << 50),
     "artifact_grace_s": (0, 1e9),
     "cache_max_bytes": (1, 1 << 50),
+    "forms_max_bytes": (0, 1 << 50),
     "replicas_max": (1, 1_000_000),
+    "idle_processes": (0, 1000),
     "drain_s": (0, 86_400),
 }
 """Least and most of each setting that is a number."""
@@ -161,6 +171,7 @@ def load(file: Path | None, environment: Mapping[str, str], command_line: Mappin
             expected = f"{name}: {value}, expected {least:.15g} to {most:.15g} ({origins[name]})"
             raise InvalidInput(expected, field=name)
     _check_database(settings, origins["database"])
+    _check_zygotes(settings.zygotes, origins["zygotes"])
     return Loaded(settings, origins)
 
 
@@ -181,6 +192,20 @@ def _check_database(settings: Settings, origin: str) -> None:
             field="control_planes",
             hint="set database to a PostgreSQL server",
         )
+
+
+def runtimes_of(zygotes: str) -> tuple[Runtime, ...]:
+    """The runtimes that the setting names, in the order of `RUNTIMES`."""
+    named = {name.strip() for name in zygotes.split(",")}
+    return tuple(name for name in RUNTIMES if name in named)
+
+
+def _check_zygotes(text: str, origin: str) -> None:
+    for name in text.split(",") if text.strip() not in ("", "off") else ():
+        if name.strip() not in RUNTIMES:
+            expected = f"expected off, or some of {', '.join(RUNTIMES)} by commas"
+            hint = did_you_mean(name.strip(), RUNTIMES)
+            raise InvalidInput(f"zygotes: {name.strip()!r}, {expected} ({origin})", field="zygotes", hint=hint)
 
 
 def _check_known(name: str, origin: str) -> None:

@@ -16,10 +16,15 @@ import msgspec
 from headrace.core.logs import configure
 
 
-def thread_limits(threads: int) -> dict[str, str]:
-    """Environment of a process that runs a model: the numeric libraries start a thread per core when they are loaded,
-    with a buffer each, unless told otherwise before."""
-    return dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+def engine_environment(threads: int) -> dict[str, str]:
+    """Environment of a process that runs a model.
+
+    The numeric libraries start a thread per core when they are loaded, with a buffer each, unless told otherwise
+    before. Two start one in the background for other ends: onnxruntime to send telemetry, which nobody asked for, and
+    the allocator of Arrow, which scikit-learn imports where it is installed. A process with threads cannot be forked.
+    """
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    return {**limits, "ORT_DISABLE_TELEMETRY": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 
 
 class Events:

@@ -8,7 +8,7 @@ import msgspec
 
 from headrace.core.golden import Golden, GoldenResult
 from headrace.core.signature import Signature
-from headrace.core.specs import EngineOptions, ReplicaState
+from headrace.core.specs import EngineOptions, Origin, ReplicaState
 
 T = TypeVar("T")
 
@@ -355,6 +355,10 @@ class Replica(msgspec.Struct):
     pid: int
     detail: str = ""
     timings_s: dict[str, float] = {}
+    """Duration of each stage of its start: ``pull``, ``start``, ``import``, ``verify``, ``load``, ``warm``, and of all
+    in ``total``."""
+    origin: Origin = ""
+    """What its process was before: forked from a ``zygote``, one that stood ``idle``, or a new ``process``."""
 
 
 class Deployment(msgspec.Struct):
@@ -377,6 +381,8 @@ class Deployment(msgspec.Struct):
     """Most memory of a replica, in MiB."""
     traffic_on_ready: float | None = None
     """Percent that it takes once ready; null where none waits."""
+    start_p95_s: float | None = None
+    """95th percentile of its replicas' last starts, from the command to ready; of its engine's where it has none."""
 
 
 class DeploymentCreate(msgspec.Struct, forbid_unknown_fields=True):

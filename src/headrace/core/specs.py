@@ -10,6 +10,8 @@ from headrace.core.golden import Golden, GoldenResult
 from headrace.core.signature import Signature
 from headrace.core.storage import S3Spec
 
+Origin = Literal["", "process", "zygote", "idle"]
+"""What a replica's process was before: nothing, forked from a zygote, one that stood ready; empty: not started yet."""
 ReplicaState = Literal["pulling", "starting", "loading", "warming", "ready", "draining", "stopped", "crashed", "failed"]
 """`pulling`: its artifacts come to the node, and there is no process yet; `crashed`: the process ended by itself;
 `failed`: it said why it cannot serve (an artifact that does not load)."""
@@ -84,6 +86,19 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     """Most resident memory of the process, in MiB; above it, it is killed. None: no limit."""
     device: str = ""
     """Id of the `devices.Device` that it was placed on; empty: its fleet's choice."""
+    forms: str = ""
+    """Folder of its node's serving forms; empty: there is none."""
+
+
+class FormSpec(msgspec.Struct, frozen=True):
+    """A serving form to make; read like `ReplicaSpec`."""
+
+    artifact: str
+    digest: str
+    folder: str
+    """Of all forms."""
+    max_bytes: int
+    """Of all forms together."""
 
 
 class ReplicaStatus(msgspec.Struct, frozen=True):
@@ -95,9 +110,11 @@ class ReplicaStatus(msgspec.Struct, frozen=True):
     detail: str = ""
     """Why, for `crashed` and `failed`."""
     timings_s: dict[str, float] = {}
-    """Duration of each stage: ``start``, ``load``, ``warm``."""
+    """Duration of each stage that is over: ``pull`` of its artifacts, ``start`` of its process, ``import`` of its
+    engine, ``verify``, ``load``, ``warm``, and in ``total`` from the command to the first request that it can take."""
     stuck: bool = False
     """A run of it has taken most of the time that it may: it is about to be killed, unless that ends."""
+    origin: Origin = ""
 
 
 class ReplicaEvent(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from headrace.core.specs import ReplicaSpec, ReplicaStatus
-from headrace.deploy.wire import NodeCommand, NodeState
+from headrace.deploy.wire import NodeCommand, NodeState, ZygoteStatus
 
 log = logging.getLogger("headrace.deploy.local")
 RECONNECT_S = 0.1
@@ -53,6 +53,11 @@ class LocalFleet:
     def routers(self) -> list[str]:
         """Ids of the routers that run on the node."""
         return self._state.routers if self._state is not None else []
+
+    @property
+    def zygotes(self) -> list[ZygoteStatus]:
+        """What the node forks replicas from."""
+        return self._state.zygotes if self._state is not None else []
 
     async def start(self, spec: ReplicaSpec) -> None:
         """See `Fleet.start`."""

@@ -19,10 +19,11 @@ from typing import TypeVar
 
 import msgspec
 
-from headrace.core.config import Settings
+from headrace.core.config import Settings, runtimes_of
 from headrace.core.errors import HeadraceError, InvalidInput, Unprocessable
+from headrace.core.forms import forms_folder
 from headrace.core.logs import configure
-from headrace.core.process import thread_limits, watch_input
+from headrace.core.process import engine_environment, watch_input
 from headrace.core.secret import variables
 from headrace.core.specs import (
     ControlSpec,
@@ -34,12 +35,15 @@ from headrace.core.specs import (
     ServedVersion,
 )
 from headrace.core.storage import S3Spec, s3_of
+from headrace.core.zygote import runtime_of
 from headrace.deploy import states
 from headrace.deploy.child import Child
+from headrace.deploy.forms import Forms
 from headrace.deploy.place import clear_sockets, lock, new_quota, reserve_port, run_folder
 from headrace.deploy.pulls import Pulls
 from headrace.deploy.record import ReplicaRecord
 from headrace.deploy.wire import NodeCommand, NodeState
+from headrace.deploy.zygotes import Zygotes
 
 RESTART_S = (0.1, 10.0)
 """First and longest pause before a control plane or router is started again."""
@@ -86,6 +90,8 @@ class Node:
         self.leader = ""
         """Its name among the services."""
         self._writers: set[asyncio.StreamWriter] = set()
+        self.forms = Forms(forms_folder(folder), settings.forms_max_bytes, self.logs)
+        self.zygotes = Zygotes(self.logs, settings.idle_processes, variables(settings.database))
         self.pulls: Pulls | None = None
         """Where artifacts are kept elsewhere."""
         if store is not None:
@@ -220,6 +226,7 @@ class Node:
         record = self.replicas.get(command.replica)
         if command.verb == "start" and record is None and command.spec is not None and not self.stopping.is_set():
             self.replicas[command.replica] = record = ReplicaRecord(command.spec)
+            record.begun = asyncio.get_running_loop().time()
             if all(served.artifact and all(part.artifact for part in served.parts) for served in command.spec.versions):
                 record.child = self._start(record)
             else:
@@ -246,7 +253,7 @@ class Node:
             record.unstartable(error)
         else:
             record.spec = msgspec.structs.replace(record.spec, versions=tuple(versions))
-            record.timings_s = {"pull": asyncio.get_running_loop().time() - started}
+            record.timings_s["pull"] = asyncio.get_running_loop().time() - started
             if record.stopping:
                 record.ended(0)
             else:
@@ -269,7 +276,12 @@ class Node:
 
     def _start(self, record: ReplicaRecord) -> Child:
         def line(text: bytes) -> None:
-            record.said(msgspec.json.decode(text, type=ReplicaEvent))
+            event = msgspec.json.decode(text, type=ReplicaEvent)
+            record.said(event)
+            record.timed(event, asyncio.get_running_loop().time())
+            if record.state == "ready":
+                for served in record.spec.versions:
+                    self.forms.want(served)
             self.touch()
 
         def ended(code: int) -> None:
@@ -281,9 +293,12 @@ class Node:
                 os.unlink(record.spec.address.removeprefix("unix:"))
             self.touch()
 
-        spec = record.spec
-        hidden, limits = variables(self.settings.database), thread_limits(spec.threads)
-        return Child(spec.id, "headrace.server.main", spec, self.logs, line, ended, limits, hidden)
+        spec = msgspec.structs.replace(record.spec, forms=self.forms.folder)
+        hidden, environment = variables(self.settings.database), engine_environment(spec.threads)
+        engines = [served.engine for served in spec.versions]
+        runtime = runtime_of(engines, spec.threads) if self.settings.zygotes != "off" else None
+        launch = self.zygotes.launch(runtime) if runtime is not None else None
+        return Child(spec.id, "headrace.server.main", spec, self.logs, line, ended, environment, hidden, launch)
 
     # ------------------------------------------------------------------------------------------------ socket
     def touch(self) -> None:
@@ -293,7 +308,8 @@ class Node:
     def state(self) -> bytes:
         """What the control plane reads."""
         routers = sorted(name for name in self.ready if name.startswith("router"))
-        return msgspec.json.encode(NodeState([r.status() for r in self.replicas.values()], routers)) + b"\n"
+        replicas = [record.status() for record in self.replicas.values()]
+        return msgspec.json.encode(NodeState(replicas, routers, self.zygotes.statuses())) + b"\n"
 
     async def tell(self) -> None:
         """Send the state after every change."""
@@ -328,6 +344,8 @@ class Node:
         if self.pulls is not None:
             await self.pulls.close()
         await stop_all([r.child for r in self.replicas.values() if r.child is not None], drain_s, hurry)
+        await self.forms.close()
+        await self.zygotes.close()
         await stop_all([c for name, c in self.services.items() if name.startswith("control")], drain_s, hurry)
 
 
@@ -398,6 +416,7 @@ async def serve(settings: Settings, folder: Path, store: S3Spec | None, with_par
     server = await asyncio.start_unix_server(node.connected, str(run / "node.sock"), limit=LINE_MAX)
     os.chmod(run / "node.sock", 0o600)
     telling = loop.create_task(node.tell())
+    node.zygotes.start(runtimes_of(settings.zygotes))
     specs = node.service_specs()
     services = [loop.create_task(node.keep(name, module, spec)) for name, (module, spec) in specs.items()]
     announcing = loop.create_task(announce(node, set(specs)))

@@ -19,6 +19,8 @@ class ReplicaRecord:
     """A replica and what it said last."""
 
     spec: ReplicaSpec
+    begun: float = 0.0
+    """When the command to start it came, by the loop's clock."""
     child: Child | None = None
     state: ReplicaState = "starting"
     detail: str = ""
@@ -33,6 +35,13 @@ class ReplicaRecord:
     """Tells people what it waits for meanwhile."""
     held: list[int] = field(default_factory=list)
     """Descriptors that keep its artifacts from being evicted."""
+
+    def timed(self, event: ReplicaEvent, now: float) -> None:
+        """Note how long it took from the command, which came at `begun`, to this event."""
+        if event.stuck is None and event.state == "loading":
+            self.timings_s["start"] = now - self.begun - self.timings_s.get("pull", 0.0)
+        elif event.stuck is None and event.state == "ready" and "total" not in self.timings_s:
+            self.timings_s["total"] = now - self.begun
 
     def stop(self) -> None:
         """It was told to: whatever it still says of loading or being ready is late."""
@@ -81,4 +90,6 @@ class ReplicaRecord:
     def status(self) -> ReplicaStatus:
         """As the fleet port shows it."""
         pid = self.child.pid if self.child is not None else 0
-        return ReplicaStatus(self.spec, self.state, pid, self.detail or self.waits_for(), self.timings_s, self.stuck)
+        origin = self.child.origin if self.child is not None else ""
+        detail = self.detail or self.waits_for()
+        return ReplicaStatus(self.spec, self.state, pid, detail, self.timings_s, self.stuck, origin)

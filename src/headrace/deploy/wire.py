@@ -20,9 +20,24 @@ class NodeCommand(msgspec.Struct):
     """The leader's fencing token: the node does nothing for one below the highest that it has seen."""
 
 
+class ZygoteStatus(msgspec.Struct, frozen=True):
+    """A zygote as its node sees it."""
+
+    runtime: str
+    pid: int
+    ready: bool
+    rss_bytes: int
+    """Of it; what its replicas share with it is in theirs too."""
+    idle: int
+    """Processes that stand ready."""
+    detail: str = ""
+    """Why there is none, where there cannot be one."""
+
+
 class NodeState(msgspec.Struct):
     """Node -> control plane, at connection and after every change."""
 
     replicas: list[ReplicaStatus]
     routers: list[str]
     """Ids of the router processes that run."""
+    zygotes: list[ZygoteStatus] = []

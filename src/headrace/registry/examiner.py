@@ -17,7 +17,7 @@ import msgspec
 
 from headrace.core.errors import Unprocessable
 from headrace.core.golden import GoldenResult
-from headrace.core.process import thread_limits
+from headrace.core.process import engine_environment
 from headrace.core.schema import Signature
 from headrace.core.specs import EngineOptions, Examination, ExaminationRequest, Fault
 
@@ -120,7 +120,7 @@ class Examiner:
             stdout=pipe,
             limit=LINE_MAX,
             start_new_session=True,
-            env={**{n: v for n, v in os.environ.items() if n not in self._hidden}, **thread_limits(1)},
+            env={**{n: v for n, v in os.environ.items() if n not in self._hidden}, **engine_environment(1)},
         )
 
     async def _exchange(self, process: asyncio.subprocess.Process, request: ExaminationRequest) -> bytes:

@@ -30,7 +30,8 @@ from headrace.core.process import Events, watch_stop
 from headrace.core.report import Hello, ReplicaReport
 from headrace.core.specs import ReplicaEvent, ReplicaSpec, ServedVersion
 from headrace.core.verified import verify
-from headrace.server.engines.load import load
+from headrace.server.engines.load import load, preload
+from headrace.server.engines.onnx_form import find as find_form
 from headrace.server.engines.port import Engine, warm_inputs
 from headrace.server.link import RouterLink
 from headrace.server.slot import Slot
@@ -38,6 +39,8 @@ from headrace.server.watchdog import Watchdog
 
 log = logging.getLogger("headrace.server")
 WARM_RUNS = 3
+WARM_S = 0.02
+"""No further warm-up run once those before took so long: what the runs shall tell is whether one is quick."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +97,20 @@ class Replica:
             await asyncio.sleep(0.01)
 
 
-def load_version(served: ServedVersion, threads: int, timings: dict[str, float], warming: Callable[[], None]) -> Warm:
-    """Verify, load and warm one version. Raises HeadraceError or whatever the model raises."""
+def load_version(
+    served: ServedVersion, threads: int, timings: dict[str, float], warming: Callable[[], None], forms: str = ""
+) -> Warm:
+    """Import, verify, load and warm one version. Raises HeadraceError or whatever the model raises."""
     start = time.monotonic()
+    preload(served.engine)
+    imported = time.monotonic()
     path = Path(served.artifact)
     verify(path, served.digest)
     for part in served.parts:
         verify(Path(part.artifact), part.digest)
+    form = find_form(Path(forms), served.digest) if forms and served.engine == "onnx" else None
     verified = time.monotonic()
-    engine = load(served.engine, path, served.options, served.signature, threads, served.parts).engine
+    engine = load(served.engine, path, served.options, served.signature, threads, served.parts, form).engine
     loaded = time.monotonic()
     warming()
     run_s = math.inf
@@ -110,8 +118,11 @@ def load_version(served: ServedVersion, threads: int, timings: dict[str, float],
         started = time.monotonic()
         engine.run(warm_inputs(engine))
         run_s = min(run_s, time.monotonic() - started)
+        if time.monotonic() - loaded > WARM_S:
+            break
     for name, taken in (
-        ("verify", verified - start),
+        ("import", imported - start),
+        ("verify", verified - imported),
         ("load", loaded - verified),
         ("warm", time.monotonic() - loaded),
     ):
@@ -149,7 +160,6 @@ async def serve(
 
 def run(spec_file: BinaryIO, events: Events) -> int:
     """Load all versions and serve them; 0 after a drain, 3 when a version cannot be served."""
-    started = time.monotonic()
     spec = msgspec.json.decode(spec_file.readline(), type=ReplicaSpec)
     timings: dict[str, float] = {}
     engines: list[Warm] = []
@@ -158,7 +168,8 @@ def run(spec_file: BinaryIO, events: Events) -> int:
     watchdog.start()
     for served in spec.versions:
         try:
-            engines.append(load_version(served, spec.threads, timings, lambda: events.send(ReplicaEvent("warming"))))
+            warm = load_version(served, spec.threads, timings, lambda: events.send(ReplicaEvent("warming")), spec.forms)
+            engines.append(warm)
         except HeadraceError as error:
             events.send(ReplicaEvent("failed", error.message))
             return 3
@@ -167,7 +178,6 @@ def run(spec_file: BinaryIO, events: Events) -> int:
             text = (str(error).splitlines() or [""])[0][:500]
             events.send(ReplicaEvent("failed", f"{type(error).__name__}: {text}"))
             return 3
-    timings["total"] = time.monotonic() - started
     uvloop.run(serve(spec, engines, events, timings, watchdog))
     watchdog.stop()
     for warm in engines:

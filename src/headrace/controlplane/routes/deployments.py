@@ -48,7 +48,9 @@ async def list_deployments(
     """By tenant, model and version."""
     asked = await context(request, tenant)
     statuses, standings = platform.fleet.statuses(), platform.standings()
-    found = await platform.store.read(lambda c: views.deployments(c, reach(c, asked), statuses, standings))
+    found = await platform.store.read(
+        lambda c: views.deployments(c, reach(c, asked), statuses, standings, platform.starts)
+    )
     found = [d for d in found if model in (None, d.model) and in_state in (None, d.state)]
     return page(
         found,

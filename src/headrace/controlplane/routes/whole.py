@@ -25,11 +25,11 @@ async def status(request: Http[Any, Any, Any], platform: Api) -> r.Status:
     """Routers, models with rates of the last 10 s, deployments."""
     asked = await context(request)
     measured = platform.telemetry.models()
-    statuses, standings = platform.fleet.statuses(), platform.standings()
+    statuses, standings, starts = platform.fleet.statuses(), platform.standings(), platform.starts
 
     def read(c: Connection) -> tuple[list[r.Model], list[r.Deployment]]:
         tenants = reach(c, asked)
-        return views.models(c, tenants), views.deployments(c, tenants, statuses, standings)
+        return views.models(c, tenants), views.deployments(c, tenants, statuses, standings, starts)
 
     models, deployments = await platform.store.read(read)
     ready: Counter[tuple[str, str]] = Counter()

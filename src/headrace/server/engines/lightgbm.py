@@ -62,7 +62,7 @@ class Booster:
     """
 
     def __init__(self, text: bytes, threads: int) -> None:
-        self._library = lib = _library()
+        self._library = lib = shared_library()
         self._handle = handle = ctypes.c_void_p()
         iterations = ctypes.c_int()
         lib.check(lib.c.LGBM_BoosterLoadModelFromString(text, ctypes.byref(iterations), ctypes.byref(handle)))
@@ -123,7 +123,8 @@ class Booster:
         return values
 
 
-def _library() -> Library:
+def shared_library() -> Library:
+    """The C library, loaded once per process. Raises ImportError."""
     return library("lightgbm", "lib_lightgbm", "LGBM_GetLastError")
 
 

@@ -12,6 +12,7 @@ from headrace.core.errors import HeadraceError, InvalidInput, Unprocessable
 from headrace.core.schema import Signature
 from headrace.core.specs import EngineOptions, ServedPart
 from headrace.server.engines import artifact
+from headrace.server.engines.onnx_form import Form
 from headrace.server.engines.port import Engine
 from headrace.server.engines.tensors import check
 
@@ -51,6 +52,7 @@ def load(
     signature: Signature | None,
     threads: int = 1,
     parts: Sequence[ServedPart] = (),
+    form: Form | None = None,
 ) -> Loaded:
     """Load an artifact.
 
@@ -62,12 +64,13 @@ def load(
             without outputs, these are the model's own.
         threads: of the engine within one run.
         parts: of a pipeline, the versions that it runs.
+        form: of an ONNX model, the serving form to open in its place.
 
     Raises:
         InvalidInput: an unknown engine, an option or signature that the model contradicts; names the field.
         Unprocessable: the artifact does not load, or may not (an untrusted pickle).
     """
-    adapter = _adapter(engine, parts)
+    adapter = _adapter(engine, parts, form)
     options = DEFAULTS[engine] if options is None else options
     if signature is not None:
         check(signature, partly=True)
@@ -84,13 +87,42 @@ def load(
     return Loaded(loaded, options)
 
 
-def _adapter(engine: str, parts: Sequence[ServedPart]) -> Adapter:
+def preload(engine: str, shared: bool = False) -> None:
+    """Import what an engine needs, before there is an artifact.
+
+    Args:
+        engine: its name.
+        shared: many processes will be forked from this one: also import what only some models need.
+
+    Raises:
+        InvalidInput: an unknown engine.
+        Unprocessable: one that is not installed.
+    """
+    _adapter(engine, ())
+    match engine:
+        case "xgboost":
+            from headrace.server.engines import xgboost
+
+            xgboost.shared_library()
+        case "lightgbm":
+            from headrace.server.engines import lightgbm
+
+            lightgbm.shared_library()
+        case "onnx" if shared:
+            from headrace.server.engines import onnx
+
+            onnx.open_smallest()
+        case "sklearn" if shared:
+            import skops.io  # with all of scikit-learn  # noqa: F401
+
+
+def _adapter(engine: str, parts: Sequence[ServedPart], form: Form | None = None) -> Adapter:
     """The one place that imports lazily: a replica pays, in memory and start-up, only for the engine that it runs."""
     match engine:
         case "onnx":
             from headrace.server.engines.onnx import OnnxEngine
 
-            return OnnxEngine
+            return OnnxEngine if form is None else partial(OnnxEngine, form=form)
         case "xgboost":
             from headrace.server.engines.xgboost import XgboostEngine
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Timer
 
 import onnxruntime as ort
 
@@ -13,6 +14,7 @@ from headrace.core.schema import Signature, TensorSpec
 from headrace.core.specs import EngineOptions
 from headrace.registry.importers.onnx import MODEL_IN_TAR, check_locations
 from headrace.server.engines.artifact import head, kind_of
+from headrace.server.engines.onnx_form import GRAPH, Form
 from headrace.server.engines.port import Array, example
 from headrace.server.engines.python import extract
 from headrace.server.engines.tensors import select, settle, to_bytes, to_text
@@ -36,19 +38,31 @@ _NO_ZIPMAP = "convert a classifier with options={'zipmap': False}, so that its p
 _ONE_FILE = "import it, which makes one file of it: headrace models import model.onnx"
 
 
+PACK_AFTER_S = 0.5
+"""How long a replica that began without prepacking first answers what has waited for it."""
+SMALLEST = (
+    b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
+"""A model that gives what it takes, one number."""
+
+
 class OnnxEngine:
     """An ONNX (or ORT-format) model on the CPU."""
 
     signature: Signature
 
-    def __init__(self, path: Path, options: EngineOptions, signature: Signature | None, threads: int) -> None:
-        settings = ort.SessionOptions()
-        settings.intra_op_num_threads = threads
-        settings.inter_op_num_threads = 1
-        settings.log_severity_level = 3
-        if head(path)[4:8] == b"ORTM":  # it goes by the extension otherwise, and artifacts have none
-            settings.add_session_config_entry("session.load_model_format", "ORT")
-        session = _open_tar(path, settings) if kind_of(path) == "tar" else _open(path, settings)
+    def __init__(
+        self,
+        path: Path,
+        options: EngineOptions,
+        signature: Signature | None,
+        threads: int,
+        form: Form | None = None,
+    ) -> None:
+        self._packing: Timer | None = None
+        quick = form is not None and form.quick
+        session = open_form(form, threads, prepack=not quick) if form is not None else open_artifact(path, threads)
         self._inputs = tuple(node.name for node in session.get_inputs())
         self._text_in: tuple[int, ...] = ()
         own = _measured(session, Signature(_inputs(session), _outputs(session, options.outputs)))
@@ -57,6 +71,16 @@ class OnnxEngine:
         self._text_in = tuple(k for k, spec in enumerate(own.inputs) if spec.datatype == "BYTES")
         self._text_out = tuple(k for k, spec in enumerate(self.signature.outputs) if spec.datatype == "BYTES")
         # What `session.run` calls after checks that the signature makes needless: 1 us of 7 for a small model.
+        self._run = getattr(session, "_sess", session).run
+        self._session = session
+        if form is not None and quick and form.prepack:
+            self._packing = Timer(PACK_AFTER_S, self._pack, (form, threads))
+            self._packing.daemon = True
+            self._packing.start()
+
+    def _pack(self, form: Form, threads: int) -> None:
+        """Open the session that the requests to come are run in: slower to open, quicker to run."""
+        session = open_form(form, threads, prepack=True)
         self._run = getattr(session, "_sess", session).run
         self._session = session
 
@@ -73,7 +97,40 @@ class OnnxEngine:
 
     def close(self) -> None:
         """See `Engine.close`."""
+        if self._packing is not None:
+            self._packing.cancel()
+            self._packing.join()
         del self._run, self._session
+
+
+def open_smallest() -> None:
+    """Open a session and close it: what the library sets up with its first one is then there. It starts no thread."""
+    ort.InferenceSession(SMALLEST, settings_for(1), providers=["CPUExecutionProvider"])
+
+
+def settings_for(threads: int, prepack: bool = True) -> ort.SessionOptions:
+    """A session's settings. `prepack`: copy weights into the order in which the kernels read them."""
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 3
+    if not prepack:
+        settings.add_session_config_entry("session.disable_prepacking", "1")
+    return settings
+
+
+def open_artifact(path: Path, threads: int, settings: ort.SessionOptions | None = None) -> ort.InferenceSession:
+    """A session of an artifact: a model, or the tar of one with its weights. Raises Unprocessable."""
+    settings = settings_for(threads) if settings is None else settings
+    if head(path)[4:8] == b"ORTM":  # it goes by the extension otherwise, and artifacts have none
+        settings.add_session_config_entry("session.load_model_format", "ORT")
+    return _open_tar(path, settings) if kind_of(path) == "tar" else _open(path, settings)
+
+
+def open_form(form: Form, threads: int, prepack: bool) -> ort.InferenceSession:
+    """A session of a serving form; its weights are mapped, and shared by all processes that map them."""
+    graph = str(form.folder / GRAPH)
+    return ort.InferenceSession(graph, settings_for(threads, prepack), providers=["CPUExecutionProvider"])
 
 
 def _open(path: Path, settings: ort.SessionOptions) -> ort.InferenceSession:

@@ -76,7 +76,7 @@ class Booster:
     """
 
     def __init__(self, content: bytes, threads: int) -> None:
-        self._library = lib = _library()
+        self._library = lib = shared_library()
         self._handle = handle = ctypes.c_void_p()
         lib.check(lib.c.XGBoosterCreate(None, ctypes.c_uint64(0), ctypes.byref(handle)))
         self._free = weakref.finalize(self, lib.c.XGBoosterFree, handle)
@@ -142,7 +142,8 @@ class Booster:
             lib.check(lib.c.XGDMatrixFree(matrix))
 
 
-def _library() -> Library:
+def shared_library() -> Library:
+    """The C library, loaded once per process. Raises ImportError."""
     return library("xgboost", "libxgboost", "XGBGetLastError")
 
 
