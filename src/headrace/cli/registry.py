@@ -37,6 +37,8 @@ def push(
     feature: Annotated[list[str] | None, typer.Option(help="Required feature, NAME@VERSION, repeatable.")] = None,
     metadata: Annotated[list[str] | None, typer.Option(help="NAME=TEXT of its lineage, repeatable.")] = None,
     golden: Annotated[Path | None, typer.Option(help="JSON file of signature tests.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Parquet, CSV or NPZ of inputs, for drift.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of that file that is no input.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Send the file though the platform has it.")] = False,
     tenant: Tenant = None,
     json: Json = False,
@@ -60,6 +62,8 @@ def push(
                 description=description,
                 lineage=Lineage(training_set, code, parent, feature or [], pairs(metadata, "--metadata")),
                 golden=golden,
+                reference=reference,
+                label=label,
                 progress=progress,
                 force=force,
             )
@@ -73,6 +77,8 @@ def push(
                 output.console.print(f"  {kind} {spec.name} {spec.datatype} {list(spec.shape)}")
         if made.parts:
             output.console.print(f"  runs {', '.join(made.parts)}")
+        if made.reference is not None:
+            output.console.print(f"  reference {versions.told(made.reference)}")
         versions.tell_tests(made.tests)
         if made.state == "registered":
             output.console.print(f"{name} may not take traffic until they pass", style="yellow")
@@ -134,6 +140,8 @@ def show(model: Model, tenant: Tenant = None, json: Json = False) -> None:
         for label, names in (("runs", v.parts), ("is run by", v.used_by)):
             if names:
                 output.console.print(f"{v.model}@{v.version} {label} {', '.join(names)}")
+        if v.reference is not None:
+            output.console.print(f"{v.version}: reference {versions.told(v.reference)}", style="dim")
         if lines := versions.lineage_lines(v.lineage):
             output.console.print(f"{v.version}: {'; '.join(lines)}", style="dim")
 

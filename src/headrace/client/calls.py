@@ -28,6 +28,7 @@ from headrace.core.errors import (
 )
 from headrace.core.golden import Golden
 from headrace.core.names import VersionName, check_alias, parse_reference
+from headrace.core.reference import Sample
 from headrace.core.signature import Signature
 from headrace.core.specs import EngineOptions
 
@@ -157,6 +158,7 @@ def register(
     description: str,
     lineage: r.Lineage | None = None,
     golden: Golden | None = None,
+    reference: Sample | None = None,
 ) -> Call[r.Outcome[r.Version]]:
     """Register a version of an artifact that was put."""
     ref = parse_reference(model)
@@ -171,6 +173,7 @@ def register(
         description,
         lineage,
         golden,
+        reference,
     )
     return _mutation("POST", f"/api/v1/models/{ref.model}/versions", r.Outcome[r.Version], body, tenant=ref.tenant)
 
@@ -219,6 +222,19 @@ def validate(reference: str, golden: Golden | None = None, reason: str | None = 
     """Run a version's signature tests again, or others in their place."""
     path, tenant = _version_path(reference)
     return _mutation("POST", f"{path}/validate", r.Outcome[r.Version], r.GoldenRun(golden, reason), tenant=tenant)
+
+
+def attach_reference(reference: str, sample: Sample, reason: str | None = None) -> Call[r.Outcome[r.Version]]:
+    """Compute reference statistics of a version that has none."""
+    path, tenant = _version_path(reference)
+    body = r.ReferenceCreate(sample, reason)
+    return _mutation("POST", f"{path}/reference", r.Outcome[r.Version], body, tenant=tenant)
+
+
+def show_reference(reference: str) -> Call[r.VersionReference]:
+    """A version's reference statistics."""
+    path, tenant = _version_path(reference)
+    return Call("GET", f"{path}/reference", r.VersionReference, query=_query(tenant=tenant))
 
 
 def delete_version(reference: str) -> Call[r.Outcome[r.Version]]:

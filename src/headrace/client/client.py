@@ -92,6 +92,8 @@ class Models(Bound[D]):
     approve = one(calls.approve)
     retire = one(calls.retire)
     validate = operation(flows.validate)
+    attach_reference = operation(flows.attach_reference)
+    reference = one(calls.show_reference)
     delete = one(calls.delete_version)
     alias = one(calls.set_alias)
     unalias = one(calls.remove_alias)

@@ -84,6 +84,7 @@ LIMITS: dict[str, dict[str, dict[str, Any]]] = {
         "traffic_percent": {"maximum": 100, "anyOf": [{"const": 0}, {"minimum": SHARE_MIN}]},
     },
     "DeploymentUpdate": {"replicas": {"minimum": 0, "maximum": REPLICAS_MAX}},
+    "Sample": {"digest": DIGEST, "file_name": {"maxLength": 255}, "label": {"maxLength": 255}},
     "UploadCreate": {"digest": DIGEST, "size_bytes": {"minimum": 1}},
     "CollectionCreate": {"grace_s": {"minimum": 0, "maximum": 1e9}},
     "OverrideUpdate": {"version": VERSION_OR_ALIAS},
@@ -187,7 +188,7 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
     if method == "get" and path.endswith(("}", "/traffic")):
         tag = {"description": "What If-Match names.", "schema": {"type": "string"}}
         operation["responses"]["200"].setdefault("headers", {})["ETag"] = tag
-    if path.endswith(("/versions", "/validate")) and method == "post":
+    if path.endswith(("/versions", "/validate", "/reference")) and method == "post":
         statuses["422"] = "The artifact does not load, crashes, or is a pickle that nobody trusted."
     if path.startswith("/api/v1/uploads") and method == "post":
         statuses["429"] = "The tenant has too many uploads in progress."

@@ -14,7 +14,7 @@ from headrace.core.specs import ReplicaStatus
 from headrace.deploy import store as deploy_store
 from headrace.deploy.reconcile import Standing, Target, target_of
 from headrace.deploy.store import Desired
-from headrace.registry import lifecycle, lineage, search
+from headrace.registry import lifecycle, lineage, references, search
 from headrace.registry import parts as parts_store
 from headrace.registry import store as registry
 from headrace.registry.lifecycle import Life
@@ -114,6 +114,7 @@ def versions(c: Connection, tenant: TenantRow, model: ModelRow, rows: list[Versi
     names = {id_: found.name for id_, found in registry.find_models(c, parents).items()}
     parts = parts_store.of(c, [(model.id, row.version) for row in rows if row.engine == "pipeline"])
     users = composing.used_by(c, model)
+    samples = references.list_of(c, model.id, numbers if len(numbers) == 1 else None)
     return [
         version(
             row,
@@ -124,9 +125,16 @@ def versions(c: Connection, tenant: TenantRow, model: ModelRow, rows: list[Versi
             _lineage(origins.get(row.version, lineage.NONE), names),
             [part.reference for part in parts.get((model.id, row.version), ())],
             users.get(row.version, []),
+            _reference(samples.get(row.version)),
         )
         for row in rows
     ]
+
+
+def _reference(about: references.About | None) -> resources.ReferenceSummary | None:
+    if about is None:
+        return None
+    return resources.ReferenceSummary(about.sample, about.rows, about.features, about.created_at)
 
 
 def _lineage(origin: lineage.Origin, names: dict[int, str]) -> resources.Lineage:
@@ -143,6 +151,7 @@ def version(
     origin: resources.Lineage,
     parts: list[str],
     used_by: list[str],
+    reference: resources.ReferenceSummary | None,
 ) -> resources.Version:
     """A version, of what was read for many."""
     return resources.Version(
@@ -166,6 +175,7 @@ def version(
         row.created_by,
         parts,
         used_by,
+        reference,
     )
 
 

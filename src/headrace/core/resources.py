@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 
 from headrace.core.golden import Golden, GoldenResult
+from headrace.core.reference import Reference, Sample
 from headrace.core.signature import Signature
 from headrace.core.specs import EngineOptions, ReplicaState
 
@@ -195,6 +196,16 @@ class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Free."""
 
 
+class ReferenceSummary(msgspec.Struct, frozen=True):
+    """Which reference statistics a version has; GET .../reference shows them."""
+
+    sample: Sample
+    rows: int
+    features: int
+    """Of inputs and outputs."""
+    created_at: str
+
+
 class Version(msgspec.Struct):
     """An immutable version, and what people have decided of it: state, aliases, signature tests."""
 
@@ -222,6 +233,8 @@ class Version(msgspec.Struct):
     """Of a pipeline, the versions that it runs, as its declaration writes them."""
     used_by: list[str] = []
     """Pipelines that run it; while there are any it cannot be removed."""
+    reference: ReferenceSummary | None = None
+    """Of its reference statistics, where it has any."""
 
 
 class VersionCreate(msgspec.Struct, forbid_unknown_fields=True):
@@ -243,6 +256,27 @@ class VersionCreate(msgspec.Struct, forbid_unknown_fields=True):
     lineage: Lineage | None = None
     golden: Golden | None = None
     """Signature tests: run now, and passed before the version may take traffic."""
+    reference: Sample | None = None
+    """Sample to compute reference statistics of, now."""
+
+
+class ReferenceCreate(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /api/v1/models/{model}/versions/{version}/reference"""
+
+    reference: Sample
+    reason: str | None = None
+
+
+class VersionReference(msgspec.Struct):
+    """GET /api/v1/models/{model}/versions/{version}/reference"""
+
+    model: str
+    tenant: str
+    version: int
+    sample: Sample
+    statistics: Reference
+    created_at: str
+    created_by: str
 
 
 class GoldenRun(msgspec.Struct, forbid_unknown_fields=True):

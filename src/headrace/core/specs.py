@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from headrace.core.golden import Golden, GoldenResult
+from headrace.core.reference import Reference
 from headrace.core.signature import Signature
 from headrace.core.storage import S3Spec
 
@@ -173,6 +174,14 @@ class ControlSpec(msgspec.Struct, frozen=True):
     """Where clients reach the first of them."""
 
 
+class SampleFile(msgspec.Struct, frozen=True):
+    """Rows of a model's inputs, as a file of this machine."""
+
+    path: str
+    label: str | None = None
+    """Column that is no input."""
+
+
 class ExaminationRequest(msgspec.Struct, frozen=True):
     """An artifact to look into, in a process of its own."""
 
@@ -183,6 +192,8 @@ class ExaminationRequest(msgspec.Struct, frozen=True):
     parts: tuple[ServedPart, ...] = ()
     golden: Golden | None = None
     """Signature tests to run on it."""
+    sample: SampleFile | None = None
+    """Rows to compute reference statistics of."""
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -200,3 +211,4 @@ class Examination(msgspec.Struct, frozen=True):
     options: EngineOptions | None = None
     fault: Fault | None = None
     tests: tuple[GoldenResult, ...] = ()
+    reference: Reference | None = None

@@ -17,6 +17,7 @@ import msgspec
 from headrace.core.errors import Unprocessable
 from headrace.core.golden import GoldenResult
 from headrace.core.process import thread_limits
+from headrace.core.reference import Reference
 from headrace.core.schema import Signature
 from headrace.core.specs import EngineOptions, Examination, ExaminationRequest, Fault
 
@@ -37,6 +38,7 @@ class _Answer(msgspec.Struct, frozen=True):
     options: EngineOptions | None = None
     error: Fault | None = None
     tests: tuple[GoldenResult, ...] = ()
+    reference: Reference | None = None
 
 
 class Examiner:
@@ -161,7 +163,7 @@ def _read(line: bytes) -> Examination:
         return Examination(fault=Fault("the model wrote over the examination's answer", "digest"))
     if answer.error is None and (answer.signature is None or answer.options is None):
         return Examination(fault=Fault("the examination ended without a signature", "digest"))
-    return Examination(answer.signature, answer.options, answer.error, answer.tests)
+    return Examination(answer.signature, answer.options, answer.error, answer.tests, answer.reference)
 
 
 async def _death(process: asyncio.subprocess.Process) -> str:
