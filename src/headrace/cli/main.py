@@ -19,6 +19,7 @@ from headrace.cli import (
     audit,
     database,
     deployments,
+    jobs,
     output,
     predict,
     quarantine,
@@ -157,6 +158,7 @@ def config_show(file: SettingsFile = None, json: Json = False) -> None:
 
 app.add_typer(registry.models, name="models")
 app.add_typer(artifacts.artifacts, name="artifacts")
+app.add_typer(jobs.jobs, name="jobs")
 deployments.add_to(app)
 traffic.add_to(app)
 predict.add_to(app)

@@ -28,6 +28,7 @@ from headrace.core.errors import (
 )
 from headrace.core.golden import Golden
 from headrace.core.names import VersionName, check_alias, parse_reference
+from headrace.core.optimization import OptimizationCreate
 from headrace.core.reference import Sample
 from headrace.core.signature import Signature
 from headrace.core.specs import EngineOptions
@@ -235,6 +236,36 @@ def show_reference(reference: str) -> Call[r.VersionReference]:
     """A version's reference statistics."""
     path, tenant = _version_path(reference)
     return Call("GET", f"{path}/reference", r.VersionReference, query=_query(tenant=tenant))
+
+
+def optimize(reference: str, body: OptimizationCreate) -> Call[r.Outcome[r.Job]]:
+    """Queue an optimisation of a version."""
+    path, tenant = _version_path(reference)
+    return _mutation("POST", f"{path}/optimize", r.Outcome[r.Job], body, tenant=tenant)
+
+
+def show_optimization(reference: str) -> Call[r.Job]:
+    """The job that an optimised version came of, with its report."""
+    path, tenant = _version_path(reference)
+    return Call("GET", f"{path}/optimization", r.Job, query=_query(tenant=tenant))
+
+
+def list_jobs(
+    model: str | None = None, state: str | None = None, tenant: str | None = None, cursor: str | None = None
+) -> Call[r.Page[r.Job]]:
+    """A page of jobs, oldest first."""
+    query = _query(model=model, state=state, tenant=tenant, cursor=cursor, limit=1000)
+    return Call("GET", "/api/v1/jobs", r.Page[r.Job], query=query)
+
+
+def show_job(id_: str) -> Call[r.Job]:
+    """A job."""
+    return Call("GET", f"/api/v1/jobs/{id_}", r.Job)
+
+
+def cancel_job(id_: str, reason: str | None = None) -> Call[r.Outcome[r.Job]]:
+    """End a job that has not ended."""
+    return _mutation("POST", f"/api/v1/jobs/{id_}/cancel", r.Outcome[r.Job], r.Reason(reason))
 
 
 def delete_version(reference: str) -> Call[r.Outcome[r.Version]]:

@@ -68,7 +68,7 @@ async def _examined(
             return Record("version.register", tenant.name, f"{name}@{same}", changed=False)
         # Again: meanwhile a part may have been removed, or its grant taken back.
         parts = composing.find(c, tenant, declared) if declared is not None else ()
-        return _add_version(platform, c, request, name, engine, size, body, found, parts)
+        return add_version(platform, c, request, name, engine, size, body, found, parts)
 
     def show(c: Connection, record: Record) -> Version:
         tenant, model = platform.model(c, request, name)
@@ -89,7 +89,7 @@ def _need_trust(request: Request) -> None:
         ) from None
 
 
-def _add_version(
+def add_version(
     platform: Platform,
     c: Connection,
     request: Request,
@@ -100,6 +100,7 @@ def _add_version(
     found: Examination,
     parts: tuple[Part, ...],
 ) -> Record:
+    """Write a version whose artifact was examined. Raises NotFound where that is gone."""
     assert found.signature is not None and found.options is not None
     if not inventory.is_kept(c, body.digest):  # by another control plane, while it was examined
         raise NotFound(f"digest: artifact {body.digest[:12]}... was just removed", field="digest")

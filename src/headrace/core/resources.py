@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 
 from headrace.core.golden import Golden, GoldenResult
+from headrace.core.optimization import OptimizationReport
 from headrace.core.reference import Reference, Sample
 from headrace.core.signature import Signature
 from headrace.core.specs import EngineOptions, ReplicaState
@@ -19,6 +20,7 @@ ROLES: tuple[Role, ...] = ("viewer", "developer", "operator", "admin")
 admin: tenants and keys, of every tenant."""
 KeyState = Literal["active", "rotating", "revoked"]
 VersionState = Literal["registered", "validated", "approved", "retired"]
+JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 Approval = Literal["optional", "required", "four-eyes"]
 """Whether a version must be approved before it may take traffic; four-eyes: by another than who registered it."""
 Engine = Literal["onnx", "xgboost", "lightgbm", "sklearn", "python", "torch", "pipeline"]
@@ -285,6 +287,30 @@ class GoldenRun(msgspec.Struct, forbid_unknown_fields=True):
     golden: Golden | None = None
     """Signature tests in place of those that the version has; those again when left out."""
     reason: str | None = None
+
+
+class Job(msgspec.Struct):
+    """Work on a version that takes longer than a request."""
+
+    id: str
+    kind: Literal["optimise"]
+    model: str
+    tenant: str
+    version: int
+    """What it is about."""
+    state: JobState
+    progress: str
+    """The step that runs."""
+    attempts: int
+    """Times that it was begun: more than 1 where the control plane ended meanwhile."""
+    error: str | None
+    """Why it failed: the gate's verdict too."""
+    report: OptimizationReport | None
+    made: int | None
+    """The version that came of it."""
+    created_at: str
+    created_by: str
+    ended_at: str | None = None
 
 
 class AliasUpdate(msgspec.Struct, forbid_unknown_fields=True):

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from headrace.core.golden import Golden, GoldenResult
+from headrace.core.optimization import OptimizationCreate, OptimizationReport
 from headrace.core.reference import Reference
 from headrace.core.signature import Signature
 from headrace.core.storage import S3Spec
@@ -212,3 +213,25 @@ class Examination(msgspec.Struct, frozen=True):
     fault: Fault | None = None
     tests: tuple[GoldenResult, ...] = ()
     reference: Reference | None = None
+
+
+class OptimizationRequest(msgspec.Struct, frozen=True):
+    """A model to optimise, in a process of its own."""
+
+    path: str
+    folder: str
+    """Where candidates go."""
+    options: EngineOptions
+    signature: Signature
+    asked: OptimizationCreate
+    data: SampleFile
+    calibration: SampleFile | None = None
+    golden: Golden | None = None
+
+
+class OptimizationAnswer(msgspec.Struct, frozen=True):
+    """A line from that process: a step, and at last the report or the fault."""
+
+    progress: str = ""
+    report: OptimizationReport | None = None
+    error: Fault | None = None
