@@ -26,7 +26,7 @@ from sqlalchemy import Connection
 from headrace.client.client import AsyncClient, Client
 from headrace.client.serve import Platform
 from headrace.controlplane.optimising import ATTEMPTS_MAX, Optimisations
-from headrace.core.errors import Conflict, InvalidInput, NotFound, Unprocessable
+from headrace.core.errors import InvalidInput, NotFound, Unprocessable
 from headrace.core.resources import Job
 from headrace.registry import jobs as jobs_store
 from tests import models
@@ -132,7 +132,8 @@ def test_a_robust_network_passes_is_registered_and_serves(client: Client, folder
     client.deploy("digits@2")
     before = client.predict("digits", held, version=1)["label"]
     after = client.predict("digits", held, version=2)["label"]
-    assert float((after == labels).mean()) == pytest.approx(found["dynamic-int8"].comparison.after)
+    # Not to the last row: dynamic ranges are those of a batch, and the replica forms others.
+    assert float((after == labels).mean()) == pytest.approx(found["dynamic-int8"].comparison.after, abs=0.005)
     assert float((before == after).mean()) > 0.98
     for version_ in (1, 2):
         client.undeploy(f"digits@{version_}", force=True)
@@ -335,8 +336,6 @@ def test_held_out_rows_stay_while_a_job_needs_them(api: Control, folder: Path) -
     assert len(api.run(api.artifacts.collect(True, 0.0)).removed) == 1
     problem = api.refused("POST", f"/jobs/{id_[:-1]}x/cancel")
     assert problem.status == 404
-    with pytest.raises(Conflict):
-        raise Conflict("unused")
 
 
 # ------------------------------------------------------------------------------------------------ vision

@@ -1,8 +1,8 @@
 """Use cases of optimisation: a job is queued, runs in a process of its own, and its end is one transaction.
 
 That transaction writes the new version together with the job's end, so there is never half of it: a job that was cut
-off at any line is found `running` by the next leader, and runs again from its beginning; what it had put into the artifact
-store without a version is collected like any other artifact that nobody needs.
+off at any line is found `running` by the next leader, and runs again from its beginning; what it had put into the
+artifact store without a version is collected like any other artifact that nobody needs.
 """
 
 from __future__ import annotations

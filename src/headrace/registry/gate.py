@@ -2,7 +2,8 @@
 
 A test of non-inferiority. The loss (how much worse the candidate is) has a 95 % confidence interval from paired
 comparison: the same rows through both. It passes when the whole interval is within the tolerance, and fails when the
-loss itself is beyond it. In between nothing can be said: the held-out set is too small, which is neither a pass nor a fail.
+loss itself is beyond it. In between nothing can be said: the held-out set is too small, which is neither a pass nor a
+fail.
 """
 
 from __future__ import annotations

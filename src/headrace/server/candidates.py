@@ -24,6 +24,10 @@ from headrace.server.samples import Rows
 CALIBRATION_ROWS = 512
 """Rows that static quantisation looks at, spread evenly over those given."""
 CALIBRATION_BATCH = 32
+PER_CHANNEL_OPSET = 13
+"""From this version on the operators have a scale for each channel."""
+STATIC = {"QDQDisableWeightAdjustForInt32Bias": True}
+"""That adjustment, of onnxruntime 1.2x, raises ValueError for weights that are quantised per channel."""
 INTEGER = {"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv"}
 NOTHING = "nothing to quantise: it has no layers of matrix products or convolutions"
 
@@ -51,11 +55,16 @@ def make(name: CandidateName, source: Path, target: Path, calibration: Rows | No
             quantize_dynamic(prepared, target, weight_type=QuantType.QInt8, per_channel=True)
         else:
             assert calibration is not None
-            quantize_static(prepared, target, _Reader(calibration, names), per_channel=True)
+            finer = _opset(prepared) >= PER_CHANNEL_OPSET
+            quantize_static(prepared, target, _Reader(calibration, names), per_channel=finer, extra_options=STATIC)
     finally:
         prepared.unlink(missing_ok=True)
     if not any(node.op_type in INTEGER for node in onnx.load(target).graph.node):
         raise Unprocessable(NOTHING)
+
+
+def _opset(path: Path) -> int:
+    return max((one.version for one in onnx.load(path).opset_import if one.domain in ("", "ai.onnx")), default=0)
 
 
 def _optimise(source: Path, target: Path) -> None:

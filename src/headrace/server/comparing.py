@@ -164,7 +164,8 @@ def _binary(labels: Array) -> NDArray[np.float64]:
     kinds = sorted(set(texts))
     if len(kinds) != 2:
         raise Unprocessable(f"data: AUC needs two classes, its labels have {len(kinds)}", field="data")
-    return (texts == kinds[1]).astype(np.float64)
+    found: NDArray[np.float64] = (texts == kinds[1]).astype(np.float64)
+    return found
 
 
 def _auc(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> float:

@@ -25,8 +25,8 @@ async def optimize(
     data: JSONBody[OptimizationCreate],
     tenant: Tenant = None,
 ) -> r.Outcome[r.Job]:
-    """Developer. Queues a job: graph optimisation and INT8 of an ONNX version, behind an accuracy gate on held-out rows.
-    A candidate that passes becomes a new version; else the job has failed, with the report."""
+    """Developer. Queues a job: graph optimisation and INT8 of an ONNX version, behind an accuracy gate on held-out
+    rows. A candidate that passes becomes a new version; else the job has failed, with the report."""
     asked = await context(request, tenant, data.reason)
     return await optimising.submit(platform, asked, model, number, data)
 
