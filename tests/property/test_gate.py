@@ -1,4 +1,4 @@
-"""The accuracy gate: its intervals against SciPy and by simulation, its verdicts by tables, its choice by Hypothesis."""
+"""The accuracy gate: intervals against SciPy and by simulation, verdicts by tables, the choice by Hypothesis."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_rows_that_are_asked_for_would_do() -> None:
 
 @given(COUNTS)
 def test_the_loss_is_in_its_interval(counts: tuple[int, int, int]) -> None:
-    better, worse, same = counts
+    better, worse, _ = counts
     loss, low, high = paired_accuracy(better, worse, sum(counts))
     assert low <= loss <= high and low < high
     p, low, high = disagreement(worse, sum(counts))

@@ -47,7 +47,11 @@ def judge(found: Comparison) -> tuple[Verdict, str]:
     if found.high <= found.tolerance:
         return "passed", f"{said}: {interval}, within {found.tolerance:g}"
     wanted = rows_needed(found)
-    more = f"at most about {wanted} such rows would decide" if wanted is not None else "no number of such rows would decide"
+    more = (
+        f"at most about {wanted} such rows would decide"
+        if wanted is not None
+        else "no number of such rows would decide"
+    )
     return "undecided", f"{said}: {interval}, tolerated {found.tolerance:g}; {more}"
 
 
