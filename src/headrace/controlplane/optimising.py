@@ -51,6 +51,11 @@ async def submit(
     request.principal.need("developer")
     if not 0 <= body.tolerance < 1:
         raise InvalidInput(f"tolerance: {body.tolerance:g}, expected from 0 to below 1", field="tolerance")
+
+    def look(c: Connection) -> None:
+        check_source(c, name, platform.version(c, platform.model(c, request, name)[1], wanted))
+
+    await platform.store.read(look)  # first: who may not reach the model learns nothing of files
     for field in ("data", "calibration"):
         if (sample := getattr(body, field)) is not None:
             sampling.check(sample, field)
