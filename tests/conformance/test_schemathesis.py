@@ -43,6 +43,8 @@ include-name = [
     "PUT /api/v1/models/{model}/traffic",
     "POST /api/v1/models/{model}/versions",
     "POST /api/v1/models/{model}/versions/{number}/validate",
+    "POST /api/v1/models/{model}/versions/{number}/reference",
+    "POST /api/v1/models/{model}/versions/{number}/optimize",
 ]
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 401, 403, 404, 409, 412, 422]
 

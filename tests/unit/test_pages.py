@@ -57,6 +57,7 @@ def test_every_operation_and_error_is_on_the_sdk_page() -> None:
     page = (DOCS / "sdk.md").read_text()
     for group in (
         client.Models,
+        client.Jobs,
         client.Artifacts,
         client.Deployments,
         client.Traffic,

@@ -20,6 +20,7 @@ from headrace.cli import (
     database,
     deployments,
     fleet,
+    jobs,
     output,
     predict,
     quarantine,
@@ -162,6 +163,7 @@ def config_show(file: SettingsFile = None, json: Json = False) -> None:
 
 app.add_typer(registry.models, name="models")
 app.add_typer(artifacts.artifacts, name="artifacts")
+app.add_typer(jobs.jobs, name="jobs")
 deployments.add_to(app)
 traffic.add_to(app)
 fleet.add_to(app)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 import headrace
-from headrace.cli import imports, output, versions
+from headrace.cli import imports, jobs, output, versions
 from headrace.cli.options import Json, Model, Tenant, numbers, one_of, pairs, qualified
 from headrace.core.resources import Engine, Lineage
 
@@ -37,11 +37,17 @@ def push(
     feature: Annotated[list[str] | None, typer.Option(help="Required feature, NAME@VERSION, repeatable.")] = None,
     metadata: Annotated[list[str] | None, typer.Option(help="NAME=TEXT of its lineage, repeatable.")] = None,
     golden: Annotated[Path | None, typer.Option(help="JSON file of signature tests.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Parquet, CSV or NPZ of inputs, for drift.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of that file, or of --data, that is no input.")] = None,
+    optimize: Annotated[bool, typer.Option("--optimize", help="Optimise it then; needs --data.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Held-out rows for --optimize.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Send the file though the platform has it.")] = False,
     tenant: Tenant = None,
     json: Json = False,
 ) -> None:
     """Register a new version of a model. An upload that was cut off goes on where it stopped."""
+    if optimize != (data is not None):
+        raise typer.BadParameter("--optimize and --data go together", param_hint="--data")
     chosen: Any = engine
     missing: Any = nan
     with headrace.Client() as client:
@@ -60,12 +66,20 @@ def push(
                 description=description,
                 lineage=Lineage(training_set, code, parent, feature or [], pairs(metadata, "--metadata")),
                 golden=golden,
+                reference=reference,
+                label=label if reference is not None else None,
                 progress=progress,
                 force=force,
             )
-        if json:
-            return output.json(outcome)
         made = outcome.result
+        job = None
+        if data is not None and made.state != "registered":
+            with jobs.spinner(json) as watch:
+                name = qualified(f"{made.model}@{made.version}", tenant)
+                job = client.models.optimize(name, data, label=label, watch=watch)
+        if json:
+            output.json(outcome if job is None else {"push": outcome, "job": job})
+            raise SystemExit(output.REFUSED if job is not None and job.state != "done" else 0)
         name = qualified(f"{made.model}@{made.version}", tenant)
         output.console.print(f"{name}  {made.engine}, {output.size(made.size_bytes)}")
         for kind, specs in (("takes", made.signature.inputs), ("gives", made.signature.outputs)):
@@ -73,11 +87,16 @@ def push(
                 output.console.print(f"  {kind} {spec.name} {spec.datatype} {list(spec.shape)}")
         if made.parts:
             output.console.print(f"  runs {', '.join(made.parts)}")
+        if made.reference is not None:
+            output.console.print(f"  reference {versions.told(made.reference)}")
         versions.tell_tests(made.tests)
         if made.state == "registered":
             output.console.print(f"{name} may not take traffic until they pass", style="yellow")
             raise SystemExit(output.REFUSED)
-        output.console.print(f"next: headrace deploy {name}", style="dim")
+        if job is not None:
+            jobs.finish(job, False)
+        else:
+            output.console.print(f"next: headrace deploy {name}", style="dim")
 
 
 imports.add_to(models)
@@ -134,6 +153,8 @@ def show(model: Model, tenant: Tenant = None, json: Json = False) -> None:
         for label, names in (("runs", v.parts), ("is run by", v.used_by)):
             if names:
                 output.console.print(f"{v.model}@{v.version} {label} {', '.join(names)}")
+        if v.reference is not None:
+            output.console.print(f"{v.version}: reference {versions.told(v.reference)}", style="dim")
         if lines := versions.lineage_lines(v.lineage):
             output.console.print(f"{v.version}: {'; '.join(lines)}", style="dim")
 
@@ -167,3 +188,4 @@ def revoke(
 
 
 versions.add_to(models)
+models.command()(output.guarded(jobs.optimize))

@@ -1,4 +1,4 @@
-"""``headrace models approve | retire | validate | alias | diff | delete``: what is decided of versions."""
+"""``headrace models approve | retire | validate | reference | alias | diff | delete``: what is decided of versions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from headrace.core.names import parse_reference, read_version
 
 if TYPE_CHECKING:
     from headrace.core.golden import GoldenResult
-    from headrace.core.resources import Lineage, Version
+    from headrace.core.reference import Feature
+    from headrace.core.resources import Lineage, ReferenceSummary, Version
 
 
 def tell_tests(tests: list[GoldenResult]) -> None:
@@ -35,6 +36,12 @@ def lineage_lines(lineage: Lineage) -> list[str]:
     if lineage.features:
         lines.append(f"needs {', '.join(lineage.features)}")
     return lines + [f"{name}={text}" for name, text in lineage.metadata.items()]
+
+
+def told(reference: ReferenceSummary) -> str:
+    """``train.parquet: 569 rows, 33 features``"""
+    name = reference.sample.file_name or reference.sample.digest[:12]
+    return f"{name}: {reference.rows} rows, {reference.features} features"
 
 
 def approve(reference: Reference, why: Why = None, tenant: Tenant = None, json: Json = False) -> None:
@@ -69,6 +76,37 @@ def validate(
             tell_tests(found.tests)
             output.done(client, f"{_name(found)} is {found.state}", outcome.change)
     raise SystemExit(output.REFUSED if found.state == "registered" else 0)
+
+
+def reference(
+    reference: Reference,
+    data: Annotated[Path | None, typer.Option(help="Parquet, CSV or NPZ of inputs; once per version.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of the file that is no input.")] = None,
+    why: Why = None,
+    tenant: Tenant = None,
+    json: Json = False,
+) -> None:
+    """Show a version's reference statistics; with --data, compute them first."""
+    name = qualified(reference, tenant)
+    with headrace.Client() as client:
+        if data is not None:
+            client.models.attach_reference(name, data, label, why)
+        found = client.models.reference(name)
+    if json:
+        return output.json(found)
+    statistics = found.statistics
+    source = found.sample.file_name or found.sample.digest[:12]
+    answered = f"answered {statistics.predicted} of them"
+    output.console.print(f"{found.model}@{found.version}: {source}, {statistics.rows} rows; the model {answered}")
+    features = [("input", f) for f in statistics.inputs] + [("output", f) for f in statistics.outputs]
+    columns = ("", "FEATURE", "COUNT", "MISSING", "MIN", "MEAN", "STD", "MAX", "BINS")
+    output.table(columns, ((kind, f.name, *_statistics(f)) for kind, f in features), "no features")
+
+
+def _statistics(feature: Feature) -> tuple[object, ...]:
+    numbers = (feature.minimum, feature.mean, feature.std, feature.maximum)
+    bins = f"{len(feature.categories)} categories" if feature.kind == "categorical" else len(feature.counts)
+    return (feature.count, feature.missing, *(None if n is None else f"{n:.6g}" for n in numbers), bins)
 
 
 def delete(reference: Reference, yes: Yes = False, tenant: Tenant = None, json: Json = False) -> None:
@@ -140,5 +178,5 @@ def _name(version: Version) -> str:
 
 def add_to(models: typer.Typer) -> None:
     """Add the commands."""
-    for command in (approve, retire, validate, delete, alias, diff):
+    for command in (approve, retire, validate, reference, delete, alias, diff):
         models.command()(output.guarded(command))

@@ -28,6 +28,8 @@ from headrace.core.errors import (
 )
 from headrace.core.golden import Golden
 from headrace.core.names import VersionName, check_alias, parse_reference
+from headrace.core.optimization import OptimizationCreate
+from headrace.core.reference import Sample
 from headrace.core.signature import Signature
 from headrace.core.specs import EngineOptions
 
@@ -164,6 +166,7 @@ def register(
     description: str,
     lineage: r.Lineage | None = None,
     golden: Golden | None = None,
+    reference: Sample | None = None,
 ) -> Call[r.Outcome[r.Version]]:
     """Register a version of an artifact that was put."""
     body = r.VersionCreate(
@@ -177,6 +180,7 @@ def register(
         description,
         lineage,
         golden,
+        reference=reference,
     )
     return create_version(model, body)
 
@@ -237,6 +241,49 @@ def validate(reference: str, golden: Golden | None = None, reason: str | None = 
     """Run a version's signature tests again, or others in their place."""
     path, tenant = _version_path(reference)
     return _mutation("POST", f"{path}/validate", r.Outcome[r.Version], r.GoldenRun(golden, reason), tenant=tenant)
+
+
+def attach_reference(reference: str, sample: Sample, reason: str | None = None) -> Call[r.Outcome[r.Version]]:
+    """Compute reference statistics of a version that has none."""
+    path, tenant = _version_path(reference)
+    body = r.ReferenceCreate(sample, reason)
+    return _mutation("POST", f"{path}/reference", r.Outcome[r.Version], body, tenant=tenant)
+
+
+def show_reference(reference: str) -> Call[r.VersionReference]:
+    """A version's reference statistics."""
+    path, tenant = _version_path(reference)
+    return Call("GET", f"{path}/reference", r.VersionReference, query=_query(tenant=tenant))
+
+
+def optimize(reference: str, body: OptimizationCreate) -> Call[r.Outcome[r.Job]]:
+    """Queue an optimisation of a version."""
+    path, tenant = _version_path(reference)
+    return _mutation("POST", f"{path}/optimize", r.Outcome[r.Job], body, tenant=tenant)
+
+
+def show_optimization(reference: str) -> Call[r.Job]:
+    """The job that an optimised version came of, with its report."""
+    path, tenant = _version_path(reference)
+    return Call("GET", f"{path}/optimization", r.Job, query=_query(tenant=tenant))
+
+
+def list_jobs(
+    model: str | None = None, state: str | None = None, tenant: str | None = None, cursor: str | None = None
+) -> Call[r.Page[r.Job]]:
+    """A page of jobs, oldest first."""
+    query = _query(model=model, state=state, tenant=tenant, cursor=cursor, limit=1000)
+    return Call("GET", "/api/v1/jobs", r.Page[r.Job], query=query)
+
+
+def show_job(id_: str) -> Call[r.Job]:
+    """A job."""
+    return Call("GET", f"/api/v1/jobs/{id_}", r.Job)
+
+
+def cancel_job(id_: str, reason: str | None = None) -> Call[r.Outcome[r.Job]]:
+    """End a job that has not ended."""
+    return _mutation("POST", f"/api/v1/jobs/{id_}/cancel", r.Outcome[r.Job], r.Reason(reason))
 
 
 def delete_version(reference: str) -> Call[r.Outcome[r.Version]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 
 import httpx
 
-from headrace.client import calls, flows, imports
+from headrace.client import calls, flows, imports, optimizing
 from headrace.client.calls import Call
 from headrace.client.config import Access, resolve
 from headrace.client.fleet import flows as fleet
@@ -94,12 +94,25 @@ class Models(Bound[D]):
     approve = one(calls.approve)
     retire = one(calls.retire)
     validate = operation(flows.validate)
+    attach_reference = operation(flows.attach_reference)
+    reference = one(calls.show_reference)
+    optimize = operation(optimizing.optimize)
+    optimization = one(calls.show_optimization)
     delete = one(calls.delete_version)
     alias = one(calls.set_alias)
     unalias = one(calls.remove_alias)
     diff = one(calls.diff)
     grant = one(calls.grant)
     revoke = one(calls.revoke_grant)
+
+
+class Jobs(Bound[D]):
+    """Work that takes longer than a request."""
+
+    list = one(calls.list_jobs)
+    show = one(calls.show_job)
+    wait = operation(optimizing.wait_for)
+    cancel = one(calls.cancel_job)
 
 
 class Artifacts(Bound[D]):
@@ -209,6 +222,7 @@ class Operations(Bound[D]):
         self.memory = Memory()
         self.timeout_s = timeout_s
         self.models: Models[D] = Models(driver)
+        self.jobs: Jobs[D] = Jobs(driver)
         self.artifacts: Artifacts[D] = Artifacts(driver)
         self.deployments: Deployments[D] = Deployments(driver)
         self.traffic: Traffic[D] = Traffic(driver)

@@ -17,6 +17,7 @@ from headrace.core import resources as r
 from headrace.core.errors import InvalidInput, NotFound, Unavailable, Unprocessable
 from headrace.core.golden import Golden
 from headrace.core.names import Reference, VersionName, parse_reference
+from headrace.core.reference import Sample
 from headrace.core.signature import Signature
 from headrace.core.specs import EngineOptions
 
@@ -153,6 +154,8 @@ def push(
     description: str = "",
     lineage: r.Lineage | None = None,
     golden: Golden | str | Path | None = None,
+    reference: str | Path | None = None,
+    label: str | None = None,
     progress: Progress | None = None,
     force: bool = False,
 ) -> Flow[r.Outcome[r.Version]]:
@@ -175,6 +178,9 @@ def push(
         description: for people.
         lineage: where it comes from: training set, code, parent; and the features that it needs.
         golden: signature tests, or a JSON file of them: run now, and passed before the version may take traffic.
+        reference: Parquet, CSV or NPZ file of inputs: its statistics, and those of the model's answers to it, stay with
+            the version for drift to be measured against.
+        label: column of that file that is no input.
         progress: is told of bytes that have arrived, and bytes in all.
         force: send the file though the platform has it: replaces one that was damaged.
 
@@ -182,6 +188,7 @@ def push(
         InvalidInput, Unprocessable, TooLarge, Forbidden, Unreachable.
     """
     tests = read_golden(golden)
+    sample = None if reference is None else (yield from send_sample(memory, reference, label, "reference"))
     packed = artifacts.pack(what)
     try:
         yield from uploads.upload(memory, packed.path, packed.digest, progress, force)
@@ -199,6 +206,7 @@ def push(
             description,
             lineage,
             tests,
+            sample,
         )
         try:
             return (yield from request(memory, call))
@@ -211,6 +219,37 @@ def push(
     finally:
         if packed.temporary:
             packed.path.unlink(missing_ok=True)
+
+
+def send_sample(
+    memory: Memory, file: str | Path, label: str | None, field: str, progress: Progress | None = None
+) -> Flow[Sample]:
+    """Send a file of rows, unless the platform has it. Raises InvalidInput where it does not exist or is empty."""
+    path = Path(file)
+    if not path.is_file() or path.stat().st_size == 0:
+        what = "is empty" if path.is_file() else "is no file"
+        raise InvalidInput(f"{field}: {path} {what}, expected Parquet, CSV or NPZ", field=field)
+    digest = artifacts.digest_of(path)
+    yield from uploads.upload(memory, path, digest, progress)
+    return Sample(digest, path.name, label)
+
+
+def attach_reference(
+    memory: Memory, reference: str, data: str | Path, label: str | None = None, reason: str | None = None
+) -> Flow[r.Outcome[r.Version]]:
+    """Compute reference statistics of a version that has none.
+
+    Args:
+        reference: ``churn@4``.
+        data: Parquet, CSV or NPZ file of inputs.
+        label: its column that is no input.
+        reason: for the audit.
+
+    Raises:
+        Conflict: the version has others. Unprocessable: columns are missing, too many, or of the wrong type.
+    """
+    sample = yield from send_sample(memory, data, label, "reference")
+    return (yield from request(memory, calls.attach_reference(reference, sample, reason)))
 
 
 def validate(

@@ -147,7 +147,7 @@ class Artifacts:
             if found != digest:
                 raise InvalidInput(f"digest: the bytes that came have SHA-256 {found}", field="digest")
             await asyncio.to_thread(part.sync)
-            await self._put(digest, part.path)
+            await self.put(digest, part.path)
         finally:
             part.close()
             part.path.unlink(missing_ok=True)
@@ -217,7 +217,7 @@ class Artifacts:
         async with upload.lock:
             self.uploads.get(owner, id_)
             path = await asyncio.to_thread(self.uploads.checked, upload)
-            await self._put(upload.about.digest, path)
+            await self.put(upload.about.digest, path)
             self.uploads.remove(id_)
         return r.Artifact(upload.about.digest, upload.about.size_bytes)
 
@@ -228,7 +228,7 @@ class Artifacts:
             self.uploads.remove(id_)
         return shown(upload.about)
 
-    async def _put(self, digest: str, path: Path) -> None:
+    async def put(self, digest: str, path: Path) -> None:
         """Store a file whose digest was checked; it may be gone afterwards."""
         with self._uncollected(digest):
             await self._keep(digest)

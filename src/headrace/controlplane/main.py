@@ -23,6 +23,7 @@ from headrace.controlplane.leadership import Forwarding, Leadership
 from headrace.controlplane.link import Hub
 from headrace.controlplane.loop import Manager
 from headrace.controlplane.metrics import Metrics
+from headrace.controlplane.optimising import Optimisations
 from headrace.controlplane.platform import Platform, Principal, Request
 from headrace.controlplane.publisher import Publisher
 from headrace.controlplane.store import Store, open_store
@@ -150,7 +151,9 @@ async def serve(spec: ControlSpec, events: Events) -> None:
         await hub.listen(spec.control.removeprefix("unix:"))
         await manager.tick()
         leadership.begin()
-        working = [loop.create_task(manager.run()), loop.create_task(artifacts.keep_tidy())]
+        optimisations = Optimisations(platform, check, variables(spec.database))
+        works = (manager.run(), artifacts.keep_tidy(), optimisations.run())
+        working = [loop.create_task(work) for work in works]
         try:
             await leadership.keep()
         finally:

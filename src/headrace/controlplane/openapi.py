@@ -13,7 +13,7 @@ from litestar import Litestar
 
 from headrace.controlplane.deploying import MEMORY_MB
 from headrace.controlplane.platform import REPLICAS_MAX, SHARE_MIN
-from headrace.core import resources, schema, specs
+from headrace.core import optimization, reference, resources, schema, specs
 from headrace.core.golden import CASES_MAX
 from headrace.core.names import ALIAS, NAME
 from headrace.core.resources import Problem
@@ -112,6 +112,8 @@ LIMITS: dict[str, dict[str, dict[str, Any]]] = {
         "traffic_percent": {"maximum": 100, "anyOf": [{"const": 0}, {"minimum": SHARE_MIN}]},
     },
     "DeploymentUpdate": {"replicas": {"minimum": 0, "maximum": REPLICAS_MAX}},
+    "Sample": {"digest": DIGEST, "file_name": {"maxLength": 255}, "label": {"maxLength": 255}},
+    "OptimizationCreate": {"tolerance": {"minimum": 0, "exclusiveMaximum": 1}},
     "UploadCreate": {"digest": DIGEST, "size_bytes": {"minimum": 1}},
     "CollectionCreate": {"grace_s": {"minimum": 0, "maximum": 1e9}},
     "OverrideUpdate": {"version": VERSION_OR_ALIAS},
@@ -155,6 +157,7 @@ CURSORS = {
     "tenants": f"^{NAME.pattern}$",
     "keys": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z,hr_[0-9a-f]{12}$",
     "models": f"^{NAME.pattern}/{NAME.pattern}$",
+    "jobs": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z,job-[0-9a-f]{12}$",
     "deployments": f"^{NAME.pattern}/{NAME.pattern}@[1-9][0-9]{{0,8}}$",
     "quarantine": f"^{NAME.pattern}/{NAME.pattern}@[1-9][0-9]{{0,8}}/[0-9a-f]{{32}}$",
 }
@@ -177,7 +180,7 @@ def _schemas() -> dict[str, Any]:
     """The exact schemas of all our structs, by name, with what is checked of their fields."""
     structs = [
         kind
-        for module in (resources, specs, schema)
+        for module in (resources, specs, schema, reference, optimization)
         for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and not getattr(kind, "__parameters__", ())
     ]
@@ -220,7 +223,7 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
     if method == "get" and path.endswith(("}", "}/traffic")):
         tag = {"description": "What If-Match names.", "schema": {"type": "string"}}
         operation["responses"]["200"].setdefault("headers", {})["ETag"] = tag
-    if path.endswith(("/versions", "/validate")) and method == "post":
+    if path.endswith(("/versions", "/validate", "/reference", "/optimize")) and method == "post":
         statuses["422"] = "The artifact does not load, crashes, or is a pickle that nobody trusted."
     if path.startswith("/api/v1/uploads") and method == "post":
         statuses["429"] = "The tenant has too many uploads in progress."

@@ -6,7 +6,7 @@ import asyncio
 
 from sqlalchemy import Connection
 
-from headrace.controlplane import changes, composing, views
+from headrace.controlplane import changes, composing, sampling, views
 from headrace.controlplane.changes import Record
 from headrace.controlplane.platform import Platform, Request, version_in
 from headrace.core import pipeline
@@ -15,7 +15,7 @@ from headrace.core.errors import Conflict, Forbidden, NotFound
 from headrace.core.names import check_name
 from headrace.core.resources import Engine, Lineage, Outcome, Version, VersionCreate
 from headrace.core.specs import Examination, ExaminationRequest
-from headrace.registry import inventory, lifecycle, lineage, registration
+from headrace.registry import inventory, lifecycle, lineage, references, registration
 from headrace.registry import parts as parts_store
 from headrace.registry import store as registry
 from headrace.registry.lineage import Origin
@@ -30,6 +30,8 @@ async def register(platform: Platform, request: Request, name: str, body: Versio
     engine = registration.check(body)
     if body.options is not None and body.options.trust:
         _need_trust(request)
+    if body.reference is not None:
+        sampling.check(body.reference, "reference")
     async with platform.artifacts.using(body.digest) as size:
         return await _examined(platform, request, name, engine, size, body)
 
@@ -55,8 +57,9 @@ async def _examined(
     again, known, parts = await platform.store.read(look)
     found = Examination()
     if not again and known is None:
-        asked = ExaminationRequest(engine, "", body.options, body.signature, golden=body.golden)
-        found = await composing.examine(platform, asked, (body.digest, size), parts)
+        async with sampling.using(platform, body.reference, "reference") as sample:
+            asked = ExaminationRequest(engine, "", body.options, body.signature, golden=body.golden, sample=sample)
+            found = await composing.examine(platform, asked, (body.digest, size), parts)
 
     def work(c: Connection) -> Record:
         tenant = platform.tenant(c, request)
@@ -65,7 +68,7 @@ async def _examined(
             return Record("version.register", tenant.name, f"{name}@{same}", changed=False)
         # Again: meanwhile a part may have been removed, or its grant taken back.
         parts = composing.find(c, tenant, declared) if declared is not None else ()
-        return _add_version(platform, c, request, name, engine, size, body, found, parts)
+        return add_version(platform, c, request, name, engine, size, body, found, parts)
 
     def show(c: Connection, record: Record) -> Version:
         tenant, model = platform.model(c, request, name)
@@ -86,7 +89,7 @@ def _need_trust(request: Request) -> None:
         ) from None
 
 
-def _add_version(
+def add_version(
     platform: Platform,
     c: Connection,
     request: Request,
@@ -97,6 +100,7 @@ def _add_version(
     found: Examination,
     parts: tuple[Part, ...],
 ) -> Record:
+    """Write a version whose artifact was examined. Raises NotFound where that is gone."""
     assert found.signature is not None and found.options is not None
     if not inventory.is_kept(c, body.digest):  # by another control plane, while it was examined
         raise NotFound(f"digest: artifact {body.digest[:12]}... was just removed", field="digest")
@@ -128,6 +132,9 @@ def _add_version(
     origin = Origin(given.training_set, given.code, parent, given.features, given.metadata)
     if origin != lineage.NONE:
         lineage.add(c, model.id, number, origin)
+    if body.reference is not None:
+        assert found.reference is not None
+        references.add(c, model.id, number, body.reference, found.reference, request.principal.key)
     lifecycle.begin(c, model.id, number, request.principal.key, body.golden, found.tests)
     state = lifecycle.state_after(found.tests)
     after = {"digest": body.digest, "engine": engine, "trust": found.options.trust, "state": state}
@@ -165,6 +172,9 @@ def _same_as_latest(
         return None
     life = lifecycle.find(c, row.model, row.version)
     same = life.state != "retired" and body.options in (None, row.options) and body.golden in (None, life.golden)
+    if body.reference is not None:
+        about = references.list_of(c, [row.model]).get((row.model, row.version))
+        same = same and about is not None and about.sample == body.reference
     given = body.signature
     if given is not None:  # its outputs may be left to the model
         same = same and given.inputs == row.signature.inputs and given.outputs in ((), row.signature.outputs)

@@ -22,7 +22,7 @@ from headrace.controlplane import accounts, changes, leases, quarantine_store
 from headrace.core.database import POOL_SIZE, connect, metadata, reading, transaction
 from headrace.core.errors import InvalidInput, Unavailable
 from headrace.deploy import store as deploy_store
-from headrace.registry import inventory, lifecycle, lineage, search
+from headrace.registry import inventory, jobs, lifecycle, lineage, references, search
 from headrace.registry import parts as registry_parts
 from headrace.registry import store as registry_store
 from headrace.traffic import store as traffic_store
@@ -40,6 +40,8 @@ TABLES = (
     registry_store.models,
     lifecycle.lifecycles,
     lineage.lineages,
+    references.references,
+    jobs.jobs,
     search.search_texts,
     traffic_store.policies,
 )

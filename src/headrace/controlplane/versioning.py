@@ -19,6 +19,7 @@ from headrace.core.specs import ExaminationRequest
 from headrace.core.states import IllegalTransition
 from headrace.registry import lifecycle, lineage, registration
 from headrace.registry import parts as parts_store
+from headrace.registry import references as reference_store
 from headrace.registry import store as registry
 from headrace.registry.parts import Part
 from headrace.registry.store import ModelRow, VersionRow
@@ -192,6 +193,7 @@ async def delete(platform: Platform, request: Request, name: str, wanted: Versio
         registry.delete_version(c, model.id, row.version)
         lifecycle.forget(c, model.id, row.version)
         lineage.forget(c, model.id, row.version)
+        reference_store.forget(c, model.id, row.version)
         return Record("version.delete", tenant.name, entity, {"digest": row.digest, "state": life.state})
 
     return await platform.mutate(request, work, lambda c, _: gone[0], Version)

@@ -16,7 +16,7 @@ from headrace.deploy import store as deploy_store
 from headrace.deploy.reconcile import Standing, Target, target_of
 from headrace.deploy.starts import StartTimes
 from headrace.deploy.store import Desired
-from headrace.registry import lifecycle, lineage, search
+from headrace.registry import lifecycle, lineage, references, search
 from headrace.registry import parts as parts_store
 from headrace.registry import store as registry
 from headrace.registry.lifecycle import Life
@@ -121,6 +121,7 @@ def versions_of(
     parents = {origin.parent[0] for origin in origins.values() if origin.parent}
     names = {id_: found.name for id_, found in registry.find_models(c, parents).items()}
     parts = parts_store.of(c, [(row.model, row.version) for row in rows if row.engine == "pipeline"])
+    samples = references.list_of(c, owners)
     users = composing.used_by(c, [model for _, model in owners.values()])
     return [
         version(
@@ -132,10 +133,17 @@ def versions_of(
             _lineage(origins.get(key, lineage.NONE), names),
             [part.reference for part in parts.get(key, ())],
             users.get(key, []),
+            _reference(samples.get(key)),
         )
         for row in rows
         for key in [(row.model, row.version)]
     ]
+
+
+def _reference(about: references.About | None) -> resources.ReferenceSummary | None:
+    if about is None:
+        return None
+    return resources.ReferenceSummary(about.sample, about.rows, about.features, about.created_at)
 
 
 def _lineage(origin: lineage.Origin, names: dict[int, str]) -> resources.Lineage:
@@ -152,6 +160,7 @@ def version(
     origin: resources.Lineage,
     parts: list[str],
     used_by: list[str],
+    reference: resources.ReferenceSummary | None,
 ) -> resources.Version:
     """A version, of what was read for many."""
     return resources.Version(
@@ -175,6 +184,7 @@ def version(
         row.created_by,
         parts,
         used_by,
+        reference,
     )
 
 

@@ -7,6 +7,8 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 
 from headrace.core.golden import Golden, GoldenResult
+from headrace.core.optimization import OptimizationReport
+from headrace.core.reference import Reference, Sample
 from headrace.core.signature import Signature
 from headrace.core.specs import EngineOptions, Origin, ReplicaState
 
@@ -18,6 +20,7 @@ ROLES: tuple[Role, ...] = ("viewer", "developer", "operator", "admin")
 admin: tenants and keys, of every tenant."""
 KeyState = Literal["active", "rotating", "revoked"]
 VersionState = Literal["registered", "validated", "approved", "retired"]
+JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 Approval = Literal["optional", "required", "four-eyes"]
 """Whether a version must be approved before it may take traffic; four-eyes: by another than who registered it."""
 Engine = Literal["onnx", "xgboost", "lightgbm", "sklearn", "python", "torch", "pipeline"]
@@ -195,6 +198,16 @@ class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Free."""
 
 
+class ReferenceSummary(msgspec.Struct, frozen=True):
+    """Which reference statistics a version has; GET .../reference shows them."""
+
+    sample: Sample
+    rows: int
+    features: int
+    """Of inputs and outputs."""
+    created_at: str
+
+
 class Version(msgspec.Struct):
     """An immutable version, and what people have decided of it: state, aliases, signature tests."""
 
@@ -222,6 +235,8 @@ class Version(msgspec.Struct):
     """Of a pipeline, the versions that it runs, as its declaration writes them."""
     used_by: list[str] = []
     """Pipelines that run it; while there are any it cannot be removed."""
+    reference: ReferenceSummary | None = None
+    """Of its reference statistics, where it has any."""
 
 
 class VersionCreate(msgspec.Struct, forbid_unknown_fields=True):
@@ -245,6 +260,27 @@ class VersionCreate(msgspec.Struct, forbid_unknown_fields=True):
     """Signature tests: run now, and passed before the version may take traffic."""
     version: int | None = None
     """The number that it shall get: refused (409) unless none as high was ever given. The next when left out."""
+    reference: Sample | None = None
+    """Sample to compute reference statistics of, now."""
+
+
+class ReferenceCreate(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /api/v1/models/{model}/versions/{version}/reference"""
+
+    reference: Sample
+    reason: str | None = None
+
+
+class VersionReference(msgspec.Struct):
+    """GET /api/v1/models/{model}/versions/{version}/reference"""
+
+    model: str
+    tenant: str
+    version: int
+    sample: Sample
+    statistics: Reference
+    created_at: str
+    created_by: str
 
 
 class GoldenRun(msgspec.Struct, forbid_unknown_fields=True):
@@ -253,6 +289,30 @@ class GoldenRun(msgspec.Struct, forbid_unknown_fields=True):
     golden: Golden | None = None
     """Signature tests in place of those that the version has; those again when left out."""
     reason: str | None = None
+
+
+class Job(msgspec.Struct):
+    """Work on a version that takes longer than a request."""
+
+    id: str
+    kind: Literal["optimise"]
+    model: str
+    tenant: str
+    version: int
+    """What it is about."""
+    state: JobState
+    progress: str
+    """The step that runs."""
+    attempts: int
+    """Times that it was begun: more than 1 where the control plane ended meanwhile."""
+    error: str | None
+    """Why it failed: the gate's verdict too."""
+    report: OptimizationReport | None
+    made: int | None
+    """The version that came of it."""
+    created_at: str
+    created_by: str
+    ended_at: str | None = None
 
 
 class AliasUpdate(msgspec.Struct, forbid_unknown_fields=True):

@@ -7,6 +7,8 @@ from typing import Literal
 import msgspec
 
 from headrace.core.golden import Golden, GoldenResult
+from headrace.core.optimization import OptimizationCreate, OptimizationReport
+from headrace.core.reference import Reference
 from headrace.core.signature import Signature
 from headrace.core.storage import S3Spec
 
@@ -190,6 +192,14 @@ class ControlSpec(msgspec.Struct, frozen=True):
     """Where clients reach the first of them."""
 
 
+class SampleFile(msgspec.Struct, frozen=True):
+    """Rows of a model's inputs, as a file of this machine."""
+
+    path: str
+    label: str | None = None
+    """Column that is no input."""
+
+
 class ExaminationRequest(msgspec.Struct, frozen=True):
     """An artifact to look into, in a process of its own."""
 
@@ -200,6 +210,8 @@ class ExaminationRequest(msgspec.Struct, frozen=True):
     parts: tuple[ServedPart, ...] = ()
     golden: Golden | None = None
     """Signature tests to run on it."""
+    sample: SampleFile | None = None
+    """Rows to compute reference statistics of."""
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -217,3 +229,26 @@ class Examination(msgspec.Struct, frozen=True):
     options: EngineOptions | None = None
     fault: Fault | None = None
     tests: tuple[GoldenResult, ...] = ()
+    reference: Reference | None = None
+
+
+class OptimizationRequest(msgspec.Struct, frozen=True):
+    """A model to optimise, in a process of its own."""
+
+    path: str
+    folder: str
+    """Where candidates go."""
+    options: EngineOptions
+    signature: Signature
+    asked: OptimizationCreate
+    data: SampleFile
+    calibration: SampleFile | None = None
+    golden: Golden | None = None
+
+
+class OptimizationAnswer(msgspec.Struct, frozen=True):
+    """A line from that process: a step, and at last the report or the fault."""
+
+    progress: str = ""
+    report: OptimizationReport | None = None
+    error: Fault | None = None

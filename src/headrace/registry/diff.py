@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from headrace.core.reference import Reference
 from headrace.core.resources import Difference, Version
 from headrace.core.signature import TensorSpec
 
@@ -13,9 +14,13 @@ PLAIN = ("engine", "digest", "size_bytes", "file_name", "state", "description")
 COUNTED = ("size_bytes",)
 
 
-def diff(old: Version, new: Version) -> list[Difference]:
-    """The fields that differ, in the order of a version's fields; metrics and sizes with by how much."""
-    before, after = dict(_fields(old)), dict(_fields(new))
+def diff(
+    old: Version, new: Version, old_reference: Reference | None = None, new_reference: Reference | None = None
+) -> list[Difference]:
+    """The fields that differ, in the order of a version's fields; metrics and sizes with by how much. Of reference
+    statistics: their rows and, for each feature, what is missing, mean and standard deviation."""
+    before = {**dict(_fields(old)), **dict(_statistics(old, old_reference))}
+    after = {**dict(_fields(new)), **dict(_statistics(new, new_reference))}
     found = []
     for field in sorted({**before, **after}, key=lambda name: _place(name.split(".")[0])):
         one, other = before.get(field), after.get(field)
@@ -46,6 +51,17 @@ def _fields(version: Version) -> Iterator[tuple[str, object]]:
                 yield from ((f"{group}.{name}.{inner}", of) for inner, of in one.items())
             else:
                 yield f"{group}.{name}", one
+
+
+def _statistics(version: Version, found: Reference | None) -> Iterator[tuple[str, object]]:
+    if version.reference is None or found is None:
+        return
+    yield "reference.digest", version.reference.sample.digest
+    yield "reference.rows", found.rows
+    for kind in ("inputs", "outputs"):
+        for feature in getattr(found, kind):
+            for name in ("missing", "mean", "std"):
+                yield f"reference.{kind}.{feature.name}.{name}", getattr(feature, name)
 
 
 def _spec(spec: TensorSpec) -> str:

@@ -18,6 +18,7 @@ import msgspec
 from headrace.core.errors import Unprocessable
 from headrace.core.golden import GoldenResult
 from headrace.core.process import engine_environment
+from headrace.core.reference import Reference
 from headrace.core.schema import Signature
 from headrace.core.specs import EngineOptions, Examination, ExaminationRequest, Fault
 
@@ -38,6 +39,7 @@ class _Answer(msgspec.Struct, frozen=True):
     options: EngineOptions | None = None
     error: Fault | None = None
     tests: tuple[GoldenResult, ...] = ()
+    reference: Reference | None = None
 
 
 class Examiner:
@@ -79,7 +81,7 @@ class Examiner:
                 try:
                     return _read(await self._exchange(process, request))
                 finally:
-                    await _end(process)
+                    await end(process)
         async with self._lock:
             self._keep()
             if self._warm is None or self._warm.returncode is not None:
@@ -101,14 +103,14 @@ class Examiner:
         """Nobody has asked for a while."""
         process, self._warm, self._leave = self._warm, None, None
         if process is not None:
-            self._leaving = asyncio.get_running_loop().create_task(_end(process))
+            self._leaving = asyncio.get_running_loop().create_task(end(process))
 
     async def close(self) -> None:
         """End the warm process."""
         self._keep()
         process, self._warm = self._warm, None
         if process is not None:
-            await _end(process)
+            await end(process)
         if self._leaving is not None:
             await self._leaving
 
@@ -127,18 +129,18 @@ class Examiner:
         assert process.stdin is not None
         try:
             process.stdin.write(msgspec.json.encode(request) + b"\n")
-            line = await _line(process, self._timeout_s)
+            line = await next_line(process, self._timeout_s)
         except TimeoutError:
             message = f"the model did not load and run once within {self._timeout_s:g} s"
             raise Unprocessable(message, field="digest") from None
         except (ConnectionError, ValueError):  # it died before it read; or a line without end
             line = b""
         if not line.endswith(b"\n"):
-            raise Unprocessable(f"the model crashed while loading ({await _death(process)})", field="digest")
+            raise Unprocessable(f"the model crashed while loading ({await death(process)})", field="digest")
         return line
 
 
-async def _line(process: asyncio.subprocess.Process, timeout_s: float) -> bytes:
+async def next_line(process: asyncio.subprocess.Process, timeout_s: float) -> bytes:
     """The next line of its output; what there is of one when it has died, though a child of it holds the output open.
     Raises TimeoutError."""
     assert process.stdout is not None
@@ -165,10 +167,11 @@ def _read(line: bytes) -> Examination:
         return Examination(fault=Fault("the model wrote over the examination's answer", "digest"))
     if answer.error is None and (answer.signature is None or answer.options is None):
         return Examination(fault=Fault("the examination ended without a signature", "digest"))
-    return Examination(answer.signature, answer.options, answer.error, answer.tests)
+    return Examination(answer.signature, answer.options, answer.error, answer.tests, answer.reference)
 
 
-async def _death(process: asyncio.subprocess.Process) -> str:
+async def death(process: asyncio.subprocess.Process) -> str:
+    """How a process ended."""
     code = process.returncode
     if code is None:
         try:
@@ -178,7 +181,8 @@ async def _death(process: asyncio.subprocess.Process) -> str:
     return f"exit code {code}" if code >= 0 else f"signal {-code}, {signal.Signals(-code).name}"
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def end(process: asyncio.subprocess.Process) -> None:
+    """End a process and whatever it has forked."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     # Bounded: it reads to the output's end, which a child that has left the group can hold open.

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from sqlalchemy import Boolean, Column, Connection, String, Table, insert, select, update
 
 from headrace.core.database import metadata, now
+from headrace.registry import jobs
 from headrace.registry.store import versions
 
 artifacts = Table(
@@ -56,8 +57,8 @@ def known(connection: Connection) -> set[str]:
 
 
 def unneeded(connection: Connection, candidates: Collection[str], before: str) -> list[str]:
-    """Those that no version needs and nobody has touched since."""
-    needed = references(connection).keys()
+    """Those that no version and no unfinished job needs, and nobody has touched since."""
+    needed = references(connection).keys() | jobs.needed(connection)
     touched = {row[0]: row[1] for row in connection.execute(select(artifacts.c.digest, artifacts.c.touched_at))}
     return [digest for digest in candidates if digest not in needed and touched.get(digest, "") < before]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from headrace.core.resources import VersionState
+from headrace.core.resources import JobState, VersionState
 
 VERSION: Final[Mapping[VersionState, tuple[VersionState, ...]]] = {
     "registered": ("validated", "retired"),
@@ -18,3 +18,12 @@ VERSION: Final[Mapping[VersionState, tuple[VersionState, ...]]] = {
     "approved": ("retired",),
     "retired": (),
 }
+
+JOB: Final[Mapping[JobState, tuple[JobState, ...]]] = {
+    "queued": ("running", "failed", "cancelled"),
+    "running": ("done", "failed", "cancelled"),
+    "done": (),
+    "failed": (),
+    "cancelled": (),
+}
+"""A job that was `running` when its control plane ended is run again, and stays in that state."""

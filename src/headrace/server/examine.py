@@ -2,9 +2,9 @@
 
 ``python -m headrace.server.examine`` reads one request per line of standard input and answers each with a line:
 
-    {"engine", "path", "file_name", "options" | null, "signature" | null, "parts", "golden" | null}
-    -> {"signature", "options", "tests"}   what the model takes and gives, the options it was loaded with, and how the
-                                           signature tests in `golden` went
+    {"engine", "path", "file_name", "options" | null, "signature" | null, "parts", "golden" | null, "sample" | null}
+    -> {"signature", "options", "tests", "reference"}   what the model takes and gives, the options it was loaded with,
+                                           how the signature tests in `golden` went, and statistics of the `sample`
     -> {"error": {"message", "field", "hint"}}
 
 A model that takes the process down gives no answer at all; whoever asked sees the end of the output.
@@ -20,11 +20,12 @@ import msgspec
 
 from headrace.core.errors import HeadraceError
 from headrace.core.golden import Golden, GoldenResult
+from headrace.core.reference import Reference
 from headrace.core.schema import Signature
-from headrace.core.specs import EngineOptions, ServedPart
+from headrace.core.specs import EngineOptions, SampleFile, ServedPart
 from headrace.server.engines.artifact import reason
 from headrace.server.engines.load import load
-from headrace.server.engines.port import warm_inputs
+from headrace.server.engines.port import Engine, warm_inputs
 from headrace.server.golden import run_golden
 
 _EXAMPLE = 'give its inputs an example in pipeline.toml: example = ..., or example_file = "FILE" for BYTES'
@@ -46,6 +47,8 @@ class Examine(msgspec.Struct, frozen=True):
     """Of a pipeline, the versions that it runs."""
     golden: Golden | None = None
     """Signature tests."""
+    sample: SampleFile | None = None
+    """Rows to compute reference statistics of."""
 
 
 class Examined(msgspec.Struct, frozen=True):
@@ -54,6 +57,7 @@ class Examined(msgspec.Struct, frozen=True):
     signature: Signature
     options: EngineOptions
     tests: tuple[GoldenResult, ...] = ()
+    reference: Reference | None = None
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -82,7 +86,10 @@ def examine(request: Examine) -> Examined | Refused:
     try:
         engine.run(warm_inputs(engine))
         tests = run_golden(engine, loaded.options, request.golden, path) if request.golden is not None else ()
-        return Examined(engine.signature, loaded.options, tests)
+        reference = measured(engine, loaded.options, request.sample, path)
+        if isinstance(reference, Fault):
+            return Refused(reference)
+        return Examined(engine.signature, loaded.options, tests, reference)
     except (Exception, SystemExit) as error:  # whatever the model raises
         text = error.message if isinstance(error, HeadraceError) else reason(error, path)
         name = request.file_name or "the model"
@@ -91,6 +98,22 @@ def examine(request: Examine) -> Examined | Refused:
         return Refused(Fault(f"{name}: loads, and fails on its first run: {text}", "digest", hint))
     finally:
         engine.close()
+
+
+def measured(engine: Engine, options: EngineOptions, sample: SampleFile | None, path: Path) -> Reference | Fault | None:
+    """Reference statistics of a sample, where one is given; or why there are none."""
+    if sample is None:
+        return None
+    # Imported when first needed: most examinations have no sample, and DuckDB is large.
+    from headrace.server import measuring, samples
+
+    try:
+        rows = samples.read(Path(sample.path), engine.signature, sample.label, "reference")
+        return measuring.measure(engine, options, rows)
+    except HeadraceError as error:
+        return Fault(error.message, error.field or "reference", error.hint)
+    except Exception as error:  # whatever the model raises
+        return Fault(f"reference: the model fails on it: {reason(error, path)}", "reference")
 
 
 def answer(line: bytes) -> Examined | Refused:

@@ -9,9 +9,10 @@ from litestar import delete, get, post, put
 from litestar.params import FromPath, FromQuery, JSONBody
 from sqlalchemy import Connection
 
-from headrace.controlplane import versioning, views
+from headrace.controlplane import sampling, versioning, views
 from headrace.controlplane.routes.asked import Api, Tenant, context
 from headrace.core import resources as r
+from headrace.registry import references
 from headrace.registry.diff import diff
 
 
@@ -56,6 +57,30 @@ async def validate(
     """Developer. Those that the version has, or others in their place; `tests` of the result tells how they went."""
     asked = await context(request, tenant, data.reason)
     return await versioning.validate(platform, asked, model, number, data)
+
+
+@post("/api/v1/models/{model:str}/versions/{number:str}/reference", status_code=200, summary="Attach a reference")
+async def attach_reference(
+    request: Http[Any, Any, Any],
+    platform: Api,
+    model: FromPath[str],
+    number: FromPath[str],
+    data: JSONBody[r.ReferenceCreate],
+    tenant: Tenant = None,
+) -> r.Outcome[r.Version]:
+    """Developer. Computes statistics of a sample of the model's inputs, and of its answers to it. Once: they never
+    change."""
+    asked = await context(request, tenant, data.reason)
+    return await sampling.attach(platform, asked, model, number, data.reference)
+
+
+@get("/api/v1/models/{model:str}/versions/{number:str}/reference", summary="Show reference statistics")
+async def show_reference(
+    request: Http[Any, Any, Any], platform: Api, model: FromPath[str], number: FromPath[str], tenant: Tenant = None
+) -> r.VersionReference:
+    """Bins, counts and moments of each input and output."""
+    asked = await context(request, tenant)
+    return await platform.store.read(lambda c: sampling.show(platform, c, asked, model, number))
 
 
 @delete("/api/v1/models/{model:str}/versions/{number:str}", status_code=200, summary="Delete a version")
@@ -109,9 +134,20 @@ async def diff_versions(
         owner, row = platform.model(c, asked, model)
         rows = [platform.version(c, row, wanted) for wanted in (old, new)]
         one, other = (views.versions(c, owner, row, [version])[0] for version in rows)
-        return r.VersionDiff(row.name, owner.name, one.version, other.version, diff(one, other))
+        found = [references.find(c, row.id, version.version) for version in (one, other)]
+        return r.VersionDiff(row.name, owner.name, one.version, other.version, diff(one, other, *found))
 
     return await platform.store.run(read)
 
 
-HANDLERS = [approve, retire, validate, delete_version, set_alias, remove_alias, diff_versions]
+HANDLERS = [
+    approve,
+    retire,
+    validate,
+    attach_reference,
+    show_reference,
+    delete_version,
+    set_alias,
+    remove_alias,
+    diff_versions,
+]

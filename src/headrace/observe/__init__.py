@@ -1,0 +1,1 @@
+"""What is watched: statistics of inputs and predictions."""
