@@ -90,6 +90,7 @@ class Child:
         self._on_exit = on_exit
         self._environment = {**os.environ, **(environment or {})}
         self._transport: asyncio.SubprocessTransport | None = None
+        self._input: asyncio.WriteTransport | None = None
         self._signal = 0
         """What it is to get as soon as it is there."""
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -118,6 +119,7 @@ class Child:
         self._transport = transport
         self.pid = transport.get_pid()
         cast(asyncio.WriteTransport, transport.get_pipe_transport(0)).write(msgspec.json.encode(self._spec) + b"\n")
+        self._input = cast(asyncio.WriteTransport, transport.get_pipe_transport(0))
         if self._signal:
             self._send(self._signal)
         await pipes.exited.wait()
@@ -140,6 +142,11 @@ class Child:
         if self._transport is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._transport.send_signal(number)
+
+    def say(self, line: msgspec.Struct) -> None:
+        """Write a line to its standard input; lost on one that has ended."""
+        if self._input is not None and not self.exited.is_set():
+            self._input.write(msgspec.json.encode(line) + b"\n")
 
     def terminate(self) -> None:
         """Ask it to drain and leave."""

@@ -23,7 +23,9 @@ from headrace.core.errors import HeadraceError, InvalidInput, Unprocessable
 from headrace.core.logs import configure
 from headrace.core.process import thread_limits, watch_input
 from headrace.core.specs import (
+    CatalogChange,
     ControlSpec,
+    Packing,
     ProcessEvent,
     ReplicaEvent,
     ReplicaSpec,
@@ -33,6 +35,7 @@ from headrace.core.specs import (
 )
 from headrace.core.storage import S3Spec, s3_of
 from headrace.deploy import states
+from headrace.deploy.catalog import Catalog
 from headrace.deploy.child import Child
 from headrace.deploy.place import clear_sockets, lock, new_quota, reserve_port, run_folder
 from headrace.deploy.pulls import Pulls
@@ -133,6 +136,7 @@ class Node:
             name,
             self.url(name),
             self.url("control"),
+            Packing(**{name: getattr(s, name) for name in Packing.__struct_fields__}),
         )
 
     def _router(self, name: str, port: int) -> RouterSpec:
@@ -216,6 +220,8 @@ class Node:
         record = self.replicas.get(command.replica)
         if command.verb == "start" and record is None and command.spec is not None and not self.stopping.is_set():
             self.replicas[command.replica] = record = ReplicaRecord(command.spec)
+            if command.spec.pack is not None:
+                record.catalog = self._catalog(record)
             if all(served.artifact and all(part.artifact for part in served.parts) for served in command.spec.versions):
                 record.child = self._start(record)
             else:
@@ -228,7 +234,19 @@ class Node:
                 asyncio.get_running_loop().call_later(command_grace(record.spec), record.child.kill)
         elif command.verb == "forget" and record is not None and record.state in states.ENDED:
             del self.replicas[command.replica]
+        elif command.verb == "catalog" and record is not None and record.catalog and command.catalog is not None:
+            record.catalog.order(command.catalog)
         self.touch()
+
+    def _catalog(self, record: ReplicaRecord) -> Catalog:
+        def say(change: CatalogChange) -> None:
+            if record.child is not None:
+                record.child.say(change)
+
+        async def near(served: ServedVersion, held: list[int]) -> ServedVersion:
+            return await self._near(served, record, held)
+
+        return Catalog(say, near, self.touch)
 
     async def _bring(self, record: ReplicaRecord) -> None:
         """Have a replica's artifacts here, and then start it."""
@@ -236,8 +254,8 @@ class Node:
         try:
             versions = []
             for served in record.spec.versions:
-                parts = tuple([await self._near(part, record) for part in served.parts])
-                versions.append(msgspec.structs.replace(await self._near(served, record), parts=parts))
+                parts = tuple([await self._near(part, record, record.held) for part in served.parts])
+                versions.append(msgspec.structs.replace(await self._near(served, record, record.held), parts=parts))
         except HeadraceError as error:
             record.unstartable(error)
         else:
@@ -250,22 +268,25 @@ class Node:
                 record.child = self._start(record)
         self.touch()
 
-    async def _near(self, served: Served, record: ReplicaRecord) -> Served:
-        """A version, or a pipeline's part, whose artifact is here. Raises Unprocessable, Unavailable."""
+    async def _near(self, served: Served, record: ReplicaRecord, held: list[int]) -> Served:
+        """A version, or a pipeline's part, whose artifact is here; `held` gets what keeps it here. Raises
+        Unprocessable, Unavailable."""
         if served.artifact:
             return served
         if self.pulls is None:
             raise Unprocessable("the version's artifact is not on this node, which has no store to pull it from")
         pulls = self.pulls
         record.waits_for = lambda: pulls.progress(served.digest)
-        path, held = await pulls.get(served.digest, served.size_bytes)
+        path, descriptor = await pulls.get(served.digest, served.size_bytes)
         record.waits_for = str
-        record.held.append(held)
+        held.append(descriptor)
         return msgspec.structs.replace(served, artifact=str(path))
 
     def _start(self, record: ReplicaRecord) -> Child:
         def line(text: bytes) -> None:
             record.said(msgspec.json.decode(text, type=ReplicaEvent))
+            if record.catalog is not None and record.state == "ready":
+                record.catalog.open()
             self.touch()
 
         def ended(code: int) -> None:

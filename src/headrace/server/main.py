@@ -33,6 +33,7 @@ from headrace.core.verified import verify
 from headrace.server.engines.load import load
 from headrace.server.engines.port import Engine, warm_inputs
 from headrace.server.link import RouterLink
+from headrace.server.pack import Pack
 from headrace.server.slot import Slot
 from headrace.server.watchdog import Watchdog
 
@@ -59,6 +60,9 @@ class Replica:
             Slot(served, warm.engine, warm.run_s, self.schedule, loop.call_soon_threadsafe)
             for served, warm in zip(spec.versions, engines, strict=True)
         ]
+        self.active: set[Slot] = set()
+        """The slots with something to do."""
+        self.pack: Pack | None = None
         self._scheduled = False
 
     def schedule(self) -> None:
@@ -69,8 +73,12 @@ class Replica:
 
     def _tick(self) -> None:
         self._scheduled = False
-        for slot in self.slots:
+        for slot in list(self.active):
             slot.pump()
+            if slot.rests:
+                self.active.discard(slot)
+        if self.pack is not None:
+            self.pack.turn()
         for link in self.links:
             link.flush()
 
@@ -81,7 +89,9 @@ class Replica:
 
     def report(self) -> bytes:
         """The report since the last one, as the control plane reads it."""
-        report = ReplicaReport(self.spec.id, tuple(slot.report() for slot in self.slots), telemetry.rss_bytes())
+        pack = self.pack
+        slots = tuple(slot.report() for slot in (self.slots if pack is None else pack.stirred()))
+        report = ReplicaReport(self.spec.id, slots, telemetry.rss_bytes(), None if pack is None else pack.report())
         return msgspec.msgpack.encode(report)
 
     async def drain(self) -> None:
@@ -94,19 +104,26 @@ class Replica:
             await asyncio.sleep(0.01)
 
 
-def load_version(served: ServedVersion, threads: int, timings: dict[str, float], warming: Callable[[], None]) -> Warm:
-    """Verify, load and warm one version. Raises HeadraceError or whatever the model raises."""
+def load_version(
+    served: ServedVersion,
+    threads: int,
+    timings: dict[str, float],
+    warming: Callable[[], None],
+    runs: int = WARM_RUNS,
+    frugal: bool = False,
+) -> Warm:
+    """Verify, load and warm one version, by so many runs. Raises HeadraceError or whatever the model raises."""
     start = time.monotonic()
     path = Path(served.artifact)
     verify(path, served.digest)
     for part in served.parts:
         verify(Path(part.artifact), part.digest)
     verified = time.monotonic()
-    engine = load(served.engine, path, served.options, served.signature, threads, served.parts).engine
+    engine = load(served.engine, path, served.options, served.signature, threads, served.parts, frugal).engine
     loaded = time.monotonic()
     warming()
     run_s = math.inf
-    for _ in range(WARM_RUNS):
+    for _ in range(runs):
         started = time.monotonic()
         engine.run(warm_inputs(engine))
         run_s = min(run_s, time.monotonic() - started)
@@ -119,6 +136,12 @@ def load_version(served: ServedVersion, threads: int, timings: dict[str, float],
     return Warm(engine, run_s)
 
 
+def load_packed(served: ServedVersion, runs: int) -> tuple[Engine, float]:
+    """Load a version beside many others."""
+    warm = load_version(served, 1, {}, lambda: None, runs, frugal=True)
+    return warm.engine, warm.run_s
+
+
 async def serve(
     spec: ReplicaSpec, engines: list[Warm], events: Events, timings: dict[str, float], watchdog: Watchdog
 ) -> None:
@@ -126,7 +149,10 @@ async def serve(
     loop = asyncio.get_running_loop()
     replica = Replica(spec, engines, loop)
     watchdog.watch(replica.slots)
-    stop = watch_stop(loop)
+    pack = None
+    if spec.pack is not None:
+        pack = replica.pack = Pack(spec.pack, replica, load_packed, events.send, loop)
+    stop = watch_stop(loop, None if pack is None else pack.change)
     path = spec.address.removeprefix("unix:")
     if os.path.exists(path):
         os.unlink(path)
@@ -142,6 +168,8 @@ async def serve(
         server.close()
         await replica.drain()
     finally:
+        if pack is not None:
+            pack.close()
         await peer.stop()
         if os.path.exists(path):
             os.unlink(path)
@@ -156,6 +184,8 @@ def run(spec_file: BinaryIO, events: Events) -> int:
     events.send(ReplicaEvent("loading"))
     watchdog = Watchdog(events.send, spec.memory_mb)
     watchdog.start()
+    if spec.pack is not None:
+        events.send(ReplicaEvent("warming"))
     for served in spec.versions:
         try:
             engines.append(load_version(served, spec.threads, timings, lambda: events.send(ReplicaEvent("warming"))))

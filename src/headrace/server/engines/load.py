@@ -51,6 +51,7 @@ def load(
     signature: Signature | None,
     threads: int = 1,
     parts: Sequence[ServedPart] = (),
+    frugal: bool = False,
 ) -> Loaded:
     """Load an artifact.
 
@@ -62,12 +63,13 @@ def load(
             without outputs, these are the model's own.
         threads: of the engine within one run.
         parts: of a pipeline, the versions that it runs.
+        frugal: rather less memory than quicker runs, where the engine has the choice.
 
     Raises:
         InvalidInput: an unknown engine, an option or signature that the model contradicts; names the field.
         Unprocessable: the artifact does not load, or may not (an untrusted pickle).
     """
-    adapter = _adapter(engine, parts)
+    adapter = _adapter(engine, parts, frugal)
     options = DEFAULTS[engine] if options is None else options
     if signature is not None:
         check(signature, partly=True)
@@ -84,13 +86,13 @@ def load(
     return Loaded(loaded, options)
 
 
-def _adapter(engine: str, parts: Sequence[ServedPart]) -> Adapter:
+def _adapter(engine: str, parts: Sequence[ServedPart], frugal: bool) -> Adapter:
     """The one place that imports lazily: a replica pays, in memory and start-up, only for the engine that it runs."""
     match engine:
         case "onnx":
             from headrace.server.engines.onnx import OnnxEngine
 
-            return OnnxEngine
+            return partial(OnnxEngine, frugal=frugal)
         case "xgboost":
             from headrace.server.engines.xgboost import XgboostEngine
 
