@@ -29,7 +29,7 @@ from headrace.cli.options import Json
 from headrace.core.config import Settings, load, shown
 
 if TYPE_CHECKING:
-    from headrace.core.resources import Status
+    from headrace.core.resources import PackStatus, Status
 
 app = typer.Typer(
     help="Headrace: an ML model-serving platform.",
@@ -109,6 +109,24 @@ def status(
             time.sleep(WATCH_S)
 
 
+def show_packs(packs: list[PackStatus]) -> None:
+    """The shared processes, for people."""
+    output.console.print()
+    rows = (
+        (
+            p.id,
+            p.state,
+            f"{p.resident}/{p.versions}",
+            f"{output.size(p.rss_bytes)} of {output.size(p.limit_bytes)}",
+            p.loads,
+            p.evictions,
+            f"{100 * p.hits / max(p.hits + p.misses, 1):.1f} %",
+        )
+        for p in packs
+    )
+    output.table(("SHARED PROCESS", "STATE", "RESIDENT", "MEMORY", "LOADS", "EVICTIONS", "HITS"), rows, "")
+
+
 def show_status(found: Status) -> None:
     """The platform at a glance, for people."""
     connected = sum(router.connected for router in found.routers)
@@ -136,13 +154,16 @@ def show_status(found: Status) -> None:
             (
                 f"{d.tenant}/{d.model}@{d.version}",
                 d.state,
-                f"{d.ready}/{d.replicas}",
+                f"{d.ready}/{d.replicas}" if d.placed != "shared" else "shared",
+                None if d.resident is None else "yes" if d.resident else "no",
                 f"{d.traffic_percent:g} %",
-                d.detail,
+                d.detail or d.placed_why,
             )
             for d in found.deployments
         )
-        output.table(("DEPLOYMENT", "STATE", "READY", "TRAFFIC", "DETAIL"), deployed, "")
+        output.table(("DEPLOYMENT", "STATE", "READY", "RESIDENT", "TRAFFIC", "DETAIL"), deployed, "")
+    if found.packs:
+        show_packs(found.packs)
 
 
 @app.command()

@@ -182,10 +182,11 @@ def deploy(
     traffic: float | None,
     reason: str | None,
     memory_mb: int | None = None,
+    mode: r.DeploymentMode = "dedicated",
 ) -> Call[r.Outcome[r.Deployment]]:
     """Deploy a version."""
     ref = parse_reference(reference)
-    body = r.DeploymentCreate(ref.model, ref.version, ref.tenant, replicas, threads, traffic, reason, memory_mb)
+    body = r.DeploymentCreate(ref.model, ref.version, ref.tenant, replicas, threads, traffic, reason, memory_mb, mode)
     return _mutation("POST", "/api/v1/deployments", r.Outcome[r.Deployment], body)
 
 

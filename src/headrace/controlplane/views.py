@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 
 import msgspec
 from sqlalchemy import Connection
@@ -43,6 +44,7 @@ def tag(resource: msgspec.Struct) -> str:
             resource.threads,
         )
         desired += (resource.memory_mb,) if resource.memory_mb is not None else ()
+        desired += (resource.mode,) if resource.mode != "dedicated" else ()
         return hashlib.sha256(msgspec.json.encode((*desired, resource.created_at))).hexdigest()[:16]
     return hashlib.sha256(msgspec.json.encode(resource)).hexdigest()[:16]
 
@@ -185,7 +187,11 @@ def policy(c: Connection, row: ModelRow, tenant: str) -> resources.Traffic:
 
 
 def deployments(
-    c: Connection, tenants: list[TenantRow], statuses: tuple[ReplicaStatus, ...], standings: dict[Target, Standing]
+    c: Connection,
+    tenants: list[TenantRow],
+    statuses: tuple[ReplicaStatus, ...],
+    standings: dict[Target, Standing],
+    residents: Collection[Target] = (),
 ) -> list[resources.Deployment]:
     """All deployments of some tenants, by tenant, model and version."""
     by_index = {tenant.index: tenant for tenant in tenants}
@@ -200,6 +206,7 @@ def deployments(
             policies.get(desired.model, (traffic.NONE, None))[0],
             replicas,
             standings,
+            residents,
         )
         for desired in deploy_store.list_all(c)
         if desired.model in rows
@@ -222,6 +229,7 @@ def deployment(
     policy: Policy,
     replicas: dict[Target, list[ReplicaStatus]],
     standings: dict[Target, Standing],
+    residents: Collection[Target],
 ) -> resources.Deployment:
     """A deployment."""
     target = (f"{tenant}/{name}", desired.version)
@@ -241,4 +249,8 @@ def deployment(
         weights_of(policy.split).get(desired.version, 0.0),
         desired.created_at,
         desired.memory_mb,
+        desired.mode,
+        desired.placed,
+        desired.placed_why,
+        target in residents if desired.placed == "shared" else None,
     )
