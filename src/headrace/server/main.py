@@ -30,7 +30,7 @@ from headrace.core.process import Events, watch_stop
 from headrace.core.report import Hello, ReplicaReport
 from headrace.core.specs import ReplicaEvent, ReplicaSpec, ServedVersion
 from headrace.core.verified import verify
-from headrace.server.engines.load import load
+from headrace.server.engines.load import load, prepare
 from headrace.server.engines.port import Engine, warm_inputs
 from headrace.server.link import RouterLink
 from headrace.server.pack import Pack
@@ -185,6 +185,7 @@ def run(spec_file: BinaryIO, events: Events) -> int:
     watchdog = Watchdog(events.send, spec.memory_mb)
     watchdog.start()
     if spec.pack is not None:
+        prepare("onnx")  # before it is measured what the process takes without models
         events.send(ReplicaEvent("warming"))
     for served in spec.versions:
         try:

@@ -117,6 +117,8 @@ class Pack:
         self._loading: dict[PackedSlot, Job] = {}
         self._alone = True
         """No other load has begun since the trial load under way did: what was allocated is its own."""
+        self._engines: set[str] = set()
+        """Those whose libraries have been loaded: what a first model takes includes its library."""
         self._leaving: set[PackedSlot] = set()
         self._loads = Durations()
         self._hits = self._misses = self._refused = 0
@@ -299,7 +301,9 @@ class Pack:
         del self._loading[slot]
         if job.trial:
             # What others allocated meanwhile cannot be told apart; the estimate is on the safe side.
-            slot.bytes = max(size, slot.served.size_bytes) if self._alone else job.bytes
+            known = self._alone and slot.served.engine in self._engines
+            slot.bytes = max(size, slot.served.size_bytes) if known else job.bytes
+            self._engines.add(slot.served.engine)
             if slot.bytes > slot.limit_bytes:
                 self._close([engine])
                 return self._failed(slot, too_large(slot.bytes, slot.limit_bytes), trial=True)

@@ -44,6 +44,11 @@ class Adapter(Protocol):
         """Load. Raises HeadraceError, or whatever the engine's library raises."""
 
 
+def prepare(engine: str) -> None:
+    """Have an engine's library loaded, so that the first model does not wait for it."""
+    _adapter(engine, (), False)
+
+
 def load(
     engine: str,
     path: Path,
