@@ -119,6 +119,8 @@ class Pack:
         """No other load has begun since the trial load under way did: what was allocated is its own."""
         self._engines: set[str] = set()
         """Those whose libraries have been loaded: what a first model takes includes its library."""
+        self._trying: PackedSlot | None = None
+        """Whose request is, or was last, on trial."""
         self._leaving: set[PackedSlot] = set()
         self._loads = Durations()
         self._hits = self._misses = self._refused = 0
@@ -176,6 +178,17 @@ class Pack:
         """Requests were taken by a version in memory."""
         self.residency.touch(slot.number, requests)
         self._hits += requests
+
+    def may_try(self, slot: PackedSlot) -> bool:
+        """Whether a version may begin with a request that may end the process: only one does at a time, and not while
+        anything runs, or another's would be blamed. What comes later runs beside it: to have all others wait for one
+        that hangs would cost more than the rare wrong verdict."""
+        trying = self._trying
+        others = any(one.busy for one in self._owner.active if one is not slot)
+        if others or (trying is not None and trying is not slot and not trying.free):
+            return False
+        self._trying = slot
+        return True
 
     def turn(self) -> None:
         """Go on with loads; called after each tick's pumping."""

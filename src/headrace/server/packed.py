@@ -31,6 +31,9 @@ class Warehouse(Protocol):
     def served(self, slot: PackedSlot, requests: int) -> None:
         """Requests were taken by a version in memory."""
 
+    def may_try(self, slot: PackedSlot) -> bool:
+        """Whether a version may begin with a request that may end the process."""
+
 
 class PackedSlot(Slot):
     """A version of the catalog.
@@ -78,12 +81,19 @@ class PackedSlot(Slot):
     def pump(self) -> None:
         """See `Slot.pump`."""
         if self.resident:
+            if self.trials and self.free and not self._pack.may_try(self):
+                return  # pumped again when what is at work is done
             before = len(self.waiting)
             super().pump()
             if taken := before - len(self.waiting):
                 self._pack.served(self, taken)
         elif self.waiting or self.trials:
             self._pack.want(self)
+
+    @property
+    def free(self) -> bool:
+        """Nothing of it runs, or is about to."""
+        return not (self.busy or self._runs)
 
     def estimate(self) -> int:
         """Bytes that it may take, before that is known."""
