@@ -29,7 +29,7 @@ from headrace.cli.options import Json
 from headrace.core.config import Settings, load, shown
 
 if TYPE_CHECKING:
-    from headrace.core.resources import PackStatus, Status
+    from headrace.core.resources import Deployment, PackStatus, Status
 
 app = typer.Typer(
     help="Headrace: an ML model-serving platform.",
@@ -109,6 +109,13 @@ def status(
             time.sleep(WATCH_S)
 
 
+def ready_text(found: Deployment) -> str:
+    """How many of its replicas are ready; of a shared one whether it is in memory."""
+    if found.placed == "shared":
+        return "resident" if found.resident else "cold"
+    return f"{found.ready}/{found.replicas}"
+
+
 def show_packs(packs: list[PackStatus]) -> None:
     """The shared processes, for people."""
     output.console.print()
@@ -154,14 +161,13 @@ def show_status(found: Status) -> None:
             (
                 f"{d.tenant}/{d.model}@{d.version}",
                 d.state,
-                f"{d.ready}/{d.replicas}" if d.placed != "shared" else "shared",
-                None if d.resident is None else "yes" if d.resident else "no",
+                ready_text(d),
                 f"{d.traffic_percent:g} %",
                 d.detail or d.placed_why,
             )
             for d in found.deployments
         )
-        output.table(("DEPLOYMENT", "STATE", "READY", "RESIDENT", "TRAFFIC", "DETAIL"), deployed, "")
+        output.table(("DEPLOYMENT", "STATE", "READY", "TRAFFIC", "DETAIL"), deployed, "")
     if found.packs:
         show_packs(found.packs)
 

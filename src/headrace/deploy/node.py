@@ -47,6 +47,7 @@ RESTART_S = (0.1, 10.0)
 LEAVING_S = 5.0
 """How long the processes of a node that was killed may take to let go of their ports."""
 LINE_MAX = 64 << 20
+SOON_S = 0.05
 Served = TypeVar("Served", ServedVersion, ServedPart)
 
 
@@ -87,6 +88,7 @@ class Node:
         self.leader = ""
         """Its name among the services."""
         self._writers: set[asyncio.StreamWriter] = set()
+        self._touching: asyncio.TimerHandle | None = None
         self.pulls: Pulls | None = None
         """Where artifacts are kept elsewhere."""
         if store is not None:
@@ -236,6 +238,7 @@ class Node:
             del self.replicas[command.replica]
         elif command.verb == "catalog" and record is not None and record.catalog and command.catalog is not None:
             record.catalog.order(command.catalog)
+            return self.touch_soon()
         self.touch()
 
     def _catalog(self, record: ReplicaRecord) -> Catalog:
@@ -246,7 +249,7 @@ class Node:
         async def near(served: ServedVersion, held: list[int]) -> ServedVersion:
             return await self._near(served, record, held)
 
-        return Catalog(say, near, self.touch)
+        return Catalog(say, near, self.touch_soon)
 
     async def _bring(self, record: ReplicaRecord) -> None:
         """Have a replica's artifacts here, and then start it."""
@@ -284,7 +287,10 @@ class Node:
 
     def _start(self, record: ReplicaRecord) -> Child:
         def line(text: bytes) -> None:
-            record.said(msgspec.json.decode(text, type=ReplicaEvent))
+            event = msgspec.json.decode(text, type=ReplicaEvent)
+            record.said(event)
+            if event.entry is not None:
+                return self.touch_soon()
             if record.catalog is not None and record.state == "ready":
                 record.catalog.open()
             self.touch()
@@ -305,6 +311,15 @@ class Node:
     def touch(self) -> None:
         """Something has changed: tell whoever listens."""
         self.changed.set()
+
+    def touch_soon(self) -> None:
+        """Likewise, with what follows it: a state has every version of every pack, and of those many change at once."""
+        if self._touching is None:
+            self._touching = asyncio.get_running_loop().call_later(SOON_S, self._touch_now)
+
+    def _touch_now(self) -> None:
+        self._touching = None
+        self.touch()
 
     def state(self) -> bytes:
         """What the control plane reads."""
