@@ -27,7 +27,6 @@ from headrace.core.report import (
 from headrace.core.specs import CatalogEntry, PackSpec, ReplicaSpec, ReplicaStatus
 from tests.unit.test_reconcile import status
 
-
 SHARED = ReplicaStatus(
     ReplicaSpec("shared-0", "unix:/x", (), pack=PackSpec(0, 128, 64)),
     "ready",

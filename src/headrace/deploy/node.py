@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -48,6 +49,7 @@ LEAVING_S = 5.0
 """How long the processes of a node that was killed may take to let go of their ports."""
 LINE_MAX = 64 << 20
 SOON_S = 0.05
+FILES_MAX = 1 << 16
 Served = TypeVar("Served", ServedVersion, ServedPart)
 
 
@@ -384,6 +386,13 @@ def command_grace(spec: ReplicaSpec) -> float:
     return spec.drain_s + 5.0
 
 
+def raise_file_limit() -> None:
+    """A descriptor keeps each artifact of a shared version from eviction: there may be thousands."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_MAX if hard == resource.RLIM_INFINITY else min(FILES_MAX, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+
+
 def control_names(settings: Settings) -> list[str]:
     """The control planes' names: ``control``, ``control-1``, ..."""
     return ["control", *(f"control-{k}" for k in range(1, settings.control_planes))]
@@ -411,6 +420,7 @@ async def serve(settings: Settings, folder: Path, store: S3Spec | None, with_par
     """Run the node until it is told to stop, or standard input ends where the parent holds it."""
     held, ports = await hold_ports(settings, folder)
     run = run_folder(folder)
+    raise_file_limit()
     new_quota(run)
     (folder / "logs").mkdir(exist_ok=True)
     node = Node(settings, folder, run, ports, store)
