@@ -48,6 +48,8 @@ HEADROOM = 0.08
 """Of the limit, and at least `HEADROOM_MIN`, is left for what runs take beside the models."""
 HEADROOM_MIN = 16 << 20
 LOOK_S = 1.0
+TRIM_S = 0.5
+"""Whoever allocates waits while the C library gives back what is free: where there is still room, not more often."""
 NICE = 5
 """Loads give way to what is served, where the machine has too few cores for both."""
 PAUSE_S = (1.0, 60.0)
@@ -108,7 +110,8 @@ class Pack:
         self._limit = spec.memory_mb << 20
         headroom = max(int(HEADROOM * self._limit), HEADROOM_MIN)
         self._target = self._limit - headroom
-        self._trim_at = self._limit - headroom // 2
+        self._trim_at, self._trim_now_at = self._limit - headroom // 2, self._limit - headroom // 4
+        self._trimmed_at = 0.0
         self._overhead = self._base = rss_bytes()
         """Resident bytes that are no model's."""
         self.residency = Residency[int]()
@@ -253,8 +256,10 @@ class Pack:
         for engine in job.leaving:
             engine.close()
         job.leaving.clear()
-        if rss_bytes() + job.bytes > self._trim_at:
+        needed, lately = rss_bytes() + job.bytes, time.monotonic() - self._trimmed_at < TRIM_S
+        if needed > self._trim_now_at or (needed > self._trim_at and not lately):
             self._memory.trim()
+            self._trimmed_at = time.monotonic()
             resident = rss_bytes()
             self._post(lambda: self._measured(resident))
             if resident + job.bytes > self._trim_at:
