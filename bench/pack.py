@@ -229,6 +229,8 @@ async def drive(
 ) -> tuple[Load, Load, list[float]]:
     """The Zipf load; then hot models alone, with cold ones in between: the loads, and seconds of each cold answer."""
     mixed, hot = Load(pool, models, rate), Load(pool, HOT, rate)
+    await mixed.run(seconds / 2)  # until it is known who is hot: a model that was never asked for is like any other
+    mixed.taken.clear()
     await mixed.run(seconds)
     await asyncio.sleep(2.5)  # for the packs to report who is in memory
     cold = []
