@@ -19,6 +19,7 @@ BENCHES = (
     "upload",
     "fleet_files",
     "coldstart",
+    "pack",
 )
 
 

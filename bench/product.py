@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ class Product:
 
 
 @contextlib.contextmanager
-def product(folder: Path, *, cores: set[int] = ALL) -> Iterator[Product]:
+def product(folder: Path, *, cores: set[int] = ALL, settings: Mapping[str, object] | None = None) -> Iterator[Product]:
     """Start a platform, with unlimited quota for its first tenant, and end it with the block."""
     data = folder / "data"
     data.mkdir(parents=True)
@@ -150,7 +150,9 @@ def product(folder: Path, *, cores: set[int] = ALL) -> Iterator[Product]:
     command = [sys.executable, "-m", "headrace.cli.main", "up", "--data", str(data), *ports]
     log = folder / "up.log"
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    with process(command, cores=cores, log=log, environment={"PYTHONPATH": path}, stop_s=40.0) as node:
+    environment = {f"HEADRACE_{name.upper()}": str(value) for name, value in (settings or {}).items()}
+    environment["PYTHONPATH"] = path
+    with process(command, cores=cores, log=log, environment=environment, stop_s=40.0) as node:
 
         def up() -> bool:
             if node.poll() is not None:

@@ -14,11 +14,30 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from headrace.controlplane.metrics import BUCKETS_S, Metrics
-from headrace.core.report import Histogram, ReplicaReport, RequestCell, RouterReport, SlotReport, StepReport, bin_of
+from headrace.core.report import (
+    Histogram,
+    PackReport,
+    ReplicaReport,
+    RequestCell,
+    RouterReport,
+    SlotReport,
+    StepReport,
+    bin_of,
+)
+from headrace.core.specs import CatalogEntry, PackSpec, ReplicaSpec, ReplicaStatus
 from headrace.deploy.starts import StartTimes
 from headrace.deploy.wire import ZygoteStatus
 from tests.unit.test_reconcile import status
 from tests.unit.test_starts import status as start_status
+
+SHARED = ReplicaStatus(
+    ReplicaSpec("shared-0", "unix:/x", (), pack=PackSpec(0, 128, 64)),
+    "ready",
+    catalog=(
+        CatalogEntry("default/cold", 2, 1, 0, "ready", "", 4_000_000),
+        CatalogEntry("default/colder", 1, 1, 1, "ready", "", 4_000_000),
+    ),
+)
 
 
 def histogram(*seconds: float) -> Histogram:
@@ -34,7 +53,7 @@ def metrics() -> Iterator[Metrics]:
     starts.observe([start_status("r", 0.3)])
     zygote = ZygoteStatus("onnx", 1, True, 60_000_000, 2)
     names = {0: "default", -1: ""}.__getitem__
-    made = Metrics(names, lambda: [status("r", "ready")], lambda: 7, starts, lambda: [zygote])
+    made = Metrics(names, lambda: [status("r", "ready"), SHARED], lambda: 7, starts, lambda: [zygote])
     good = RequestCell("default/m", 1, 0, histogram(0.002, 0.02, 0.2), {503: 2})
     lost = RequestCell("", 0, -1, histogram(), {404: 1})
     for _ in range(2):  # the second report adds to the first
@@ -53,6 +72,9 @@ def metrics() -> Iterator[Metrics]:
             (StepReport("decode", 5, 1, histogram(0.002, 0.004)),),
         )
         made.take(ReplicaReport("r", (slot,), 70_000_000))
+        cold = SlotReport("default/cold", 2, 0, 0, 0, 0, 0, {}, histogram(), histogram(), (), 2, 1, 0.06)
+        pack = PackReport(0, (0,), 4_000_000, 128 << 20, 8, 2, 1, 3, histogram(0.02, 0.04))
+        made.take(ReplicaReport("shared-0", (cold,), 80_000_000, pack))
     yield made
 
 
@@ -63,6 +85,21 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], S
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:
     return float(samples(metrics)[name, tuple(sorted(labels.items()))].value)
+
+
+def test_what_packs_say_is_told_of_the_process_its_number_and_its_versions(metrics: Metrics) -> None:
+    gauges = {"versions": 2, "resident_versions": 1, "resident_bytes": 4e6, "memory_bytes": 8e7, "waiting_versions": 3}
+    for name, expected in gauges.items():
+        assert value(metrics, f"headrace_pack_{name}", pack="shared-0") == expected
+    for name, expected in {"hits": 16, "misses": 4, "refused": 2}.items():
+        assert value(metrics, f"headrace_pack_{name}_total", pack="0") == expected
+    for name, total in {"loads": 4.0, "evictions": 2.0, "load_seconds": 0.12}.items():
+        found = value(metrics, f"headrace_pack_{name}_total", model="default/cold", version="2")
+        assert math.isclose(found, total)
+    assert value(metrics, "headrace_pack_load_duration_seconds_count", pack="0") == 4
+    assert metrics.residents() == {("default/cold", 2)}
+    (shown,) = metrics.packs()
+    assert (shown.versions, shown.resident, shown.loads, shown.evictions, shown.hits) == (2, 1, 4, 2, 16)
 
 
 def test_promtool_has_nothing_to_say(metrics: Metrics) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 from rich.status import Status
@@ -11,6 +11,8 @@ from rich.status import Status
 import headrace
 from headrace.cli import output
 from headrace.cli.options import Force, Json, Reference, Tenant, Why, Yes, qualified
+from headrace.core.errors import InvalidInput
+from headrace.core.resources import DeploymentMode
 
 if TYPE_CHECKING:
     from headrace.core.resources import Deployment
@@ -44,6 +46,8 @@ def deploy(
     replicas: Annotated[int, typer.Option(help="Processes.")] = 1,
     threads: Annotated[int, typer.Option(help="Threads of the engine, per replica.")] = 1,
     memory_mb: Annotated[int | None, typer.Option(help="Most memory per replica, MiB.")] = None,
+    mode: Annotated[str, typer.Option(help="dedicated, shared or auto: processes of its own, or not.")] = "dedicated",
+    shared: Annotated[bool, typer.Option("--shared", help="The same as --mode shared.")] = False,
     share: Annotated[float | None, typer.Option("--traffic", help="Percent it takes once ready.")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it is ready.")] = True,
     wait_s: Annotated[float, typer.Option(help="How long at most, in seconds.")] = 60.0,
@@ -53,6 +57,7 @@ def deploy(
 ) -> None:
     """Run a version; the first of a model takes its traffic, a later one waits for `traffic set`."""
     name = qualified(reference, tenant)
+    how = checked_mode("shared" if shared and mode == "dedicated" else mode, shared)
     spinner = output.console.status(f"{name}: requested") if not json and sys.stdout.isatty() else None
     with headrace.Client() as client:
         if spinner is not None:
@@ -64,6 +69,7 @@ def deploy(
                 threads=threads,
                 traffic=share,
                 memory_mb=memory_mb,
+                mode=how,
                 reason=why,
                 wait=wait,
                 wait_s=wait_s,
@@ -75,11 +81,20 @@ def deploy(
         if json:
             return output.json(outcome)
         found = outcome.result
-        replicas_text = f"{found.ready} of {found.replicas} replicas"
+        replicas_text = f"{found.ready} of {found.replicas} replicas" if found.placed != "shared" else "shared"
         text = (
             f"{found.model}@{found.version} {found.state}: {replicas_text}, {found.traffic_percent:g} % of the traffic"
         )
         output.done(client, text, outcome.change)
+
+
+def checked_mode(mode: str, shared: bool) -> DeploymentMode:
+    """Raises InvalidInput."""
+    if shared and mode != "shared":
+        raise InvalidInput(f"mode: {mode!r} and --shared contradict each other", field="mode")
+    if mode not in get_args(DeploymentMode):
+        raise InvalidInput(f"mode: {mode!r}, expected {', '.join(get_args(DeploymentMode))}", field="mode")
+    return cast(DeploymentMode, mode)
 
 
 def undeploy(

@@ -32,7 +32,7 @@ from headrace.cli.options import Json
 from headrace.core.config import Settings, load, shown
 
 if TYPE_CHECKING:
-    from headrace.core.resources import Status
+    from headrace.core.resources import Deployment, PackStatus, Status
 
 app = typer.Typer(
     help="Headrace: an ML model-serving platform.",
@@ -74,6 +74,13 @@ def up(
     replicas_max: Annotated[int | None, typer.Option(help="Replicas that all deployments together may want.")] = None,
     zygotes: Annotated[str | None, typer.Option(help="Runtimes to fork replicas from, from the start; off.")] = None,
     idle_processes: Annotated[int | None, typer.Option(help="Processes that stand ready, per runtime.")] = None,
+    shared_replicas: Annotated[int | None, typer.Option(help="Processes that shared deployments have.")] = None,
+    shared_memory_mb: Annotated[int | None, typer.Option(help="Most memory of each of them, MiB.")] = None,
+    shared_model_memory_mb: Annotated[int | None, typer.Option(help="Most memory of a model in them, MiB.")] = None,
+    promote_per_s: Annotated[float | None, typer.Option(help="From this load on, `auto` is dedicated.")] = None,
+    promote_after_s: Annotated[float | None, typer.Option(help="That load must have lasted so long.")] = None,
+    demote_per_s: Annotated[float | None, typer.Option(help="Up to this load, `auto` is shared.")] = None,
+    demote_after_s: Annotated[float | None, typer.Option(help="That load must have lasted so long.")] = None,
     drain_s: Annotated[float | None, typer.Option(help="How long replicas and routers finish what they have.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     with_parent: Annotated[bool, typer.Option(hidden=True)] = False,
@@ -108,6 +115,31 @@ def status(
             time.sleep(WATCH_S)
 
 
+def ready_text(found: Deployment) -> str:
+    """How many of its replicas are ready; of a shared one whether it is in memory."""
+    if found.placed == "shared":
+        return "resident" if found.resident else "cold"
+    return f"{found.ready}/{found.replicas}"
+
+
+def show_packs(packs: list[PackStatus]) -> None:
+    """The shared processes, for people."""
+    output.console.print()
+    rows = (
+        (
+            p.id,
+            p.state,
+            f"{p.resident}/{p.versions}",
+            f"{output.size(p.rss_bytes)} of {output.size(p.limit_bytes)}",
+            p.loads,
+            p.evictions,
+            f"{100 * p.hits / max(p.hits + p.misses, 1):.1f} %",
+        )
+        for p in packs
+    )
+    output.table(("SHARED PROCESS", "STATE", "RESIDENT", "MEMORY", "LOADS", "EVICTIONS", "HITS"), rows, "")
+
+
 def show_status(found: Status) -> None:
     """The platform at a glance, for people."""
     connected = sum(router.connected for router in found.routers)
@@ -135,13 +167,15 @@ def show_status(found: Status) -> None:
             (
                 f"{d.tenant}/{d.model}@{d.version}",
                 d.state,
-                f"{d.ready}/{d.replicas}",
+                ready_text(d),
                 f"{d.traffic_percent:g} %",
-                d.detail,
+                d.detail or d.placed_why,
             )
             for d in found.deployments
         )
         output.table(("DEPLOYMENT", "STATE", "READY", "TRAFFIC", "DETAIL"), deployed, "")
+    if found.packs:
+        show_packs(found.packs)
 
 
 @app.command()

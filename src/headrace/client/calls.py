@@ -198,11 +198,12 @@ def deploy(
     traffic: float | None,
     reason: str | None,
     memory_mb: int | None = None,
+    mode: r.DeploymentMode = "dedicated",
 ) -> Call[r.Outcome[r.Deployment]]:
     """Deploy a version."""
     ref = parse_reference(reference)
     return create_deployment(
-        r.DeploymentCreate(ref.model, ref.version, ref.tenant, replicas, threads, traffic, reason, memory_mb)
+        r.DeploymentCreate(ref.model, ref.version, ref.tenant, replicas, threads, traffic, reason, memory_mb, mode)
     )
 
 

@@ -301,6 +301,7 @@ def create_deployment(
     threads: int = 1,
     traffic: float | None = None,
     memory_mb: int | None = None,
+    mode: r.DeploymentMode = "dedicated",
     reason: str | None = None,
     wait: bool = True,
     wait_s: float = 60.0,
@@ -313,7 +314,9 @@ def create_deployment(
         replicas: how many processes.
         threads: of the engine, per replica.
         traffic: percent of the traffic it takes once ready.
-        memory_mb: most memory of a replica, in MiB; one that takes more is killed.
+        memory_mb: most memory of a replica, in MiB; one that takes more is killed. Of a shared one, of the model.
+        mode: ``dedicated``: processes of its own; ``shared``: loaded into processes that it has in common with others
+            when it is asked for; ``auto``: the one or the other, by its load.
         reason: for the audit.
         wait: whether to wait.
         wait_s: how long at most.
@@ -323,7 +326,7 @@ def create_deployment(
         Unprocessable: it failed, with what it said.
         Unavailable: it was not ready in time.
     """
-    outcome = yield from request(memory, calls.deploy(reference, replicas, threads, traffic, reason, memory_mb))
+    outcome = yield from request(memory, calls.deploy(reference, replicas, threads, traffic, reason, memory_mb, mode))
     found = outcome.result
     if not wait:
         return outcome
@@ -343,7 +346,8 @@ def create_deployment(
         found = yield from request(memory, calls.show_deployment(name))
         if watch is not None:
             watch(found)
-        ready = found.ready >= found.replicas and (yield from _has_traffic(memory, found, traffic))
+        enough = found.ready >= (min(found.replicas, 1) if found.placed == "shared" else found.replicas)
+        ready = enough and (yield from _has_traffic(memory, found, traffic))
         settled = settled + 1 if ready else 0
     return r.Outcome(found, outcome.change)
 
@@ -366,6 +370,7 @@ def deploy(
     threads: int = 1,
     traffic: float | None = None,
     memory_mb: int | None = None,
+    mode: r.DeploymentMode = "dedicated",
     reason: str | None = None,
     wait_s: float | None = 60.0,
     watch: Callable[[r.Deployment], None] | None = None,
@@ -378,6 +383,7 @@ def deploy(
         threads=threads,
         traffic=traffic,
         memory_mb=memory_mb,
+        mode=mode,
         reason=reason,
         wait=wait_s is not None,
         wait_s=wait_s or 0.0,

@@ -36,13 +36,20 @@ class Attention:
         """Replica -> (model, state, stuck)."""
         self._restless: set[str] = set()
 
-    def scope(self, state: RoutingState, statuses: Sequence[ReplicaStatus]) -> Scope:
+    def scope(
+        self, state: RoutingState, statuses: Sequence[ReplicaStatus], moved_in_packs: Collection[str] = ()
+    ) -> Scope:
         """What has moved since the last look, and what was restless then."""
         changed = [int(id_) for id_ in state.changed_since(self._state.revision)["model"]]
         for number in changed:
             self._numbers[state.models[number].id] = number
         moved = _replicas(statuses).items() ^ self._replicas.items()
-        names = self._restless | {state.models[number].id for number in changed} | {model for _, (model, *_) in moved}
+        names = (
+            self._restless
+            | set(moved_in_packs)
+            | {state.models[number].id for number in changed}
+            | {model for _, (model, *_) in moved}
+        )
         models = {self._numbers[name]: state.models[self._numbers[name]] for name in names if name in self._numbers}
         before = [self._state.models[number] for number in models if number in self._state.models]
         targets = {(model.id, d.version) for model in (*models.values(), *before) for d in model.deployments}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from headrace.controlplane import accounts, views
+from headrace.controlplane import accounts, packing, views
 from headrace.controlplane.changes import Record
 from headrace.controlplane.platform import REPLICAS_MAX, SHARE_MIN, Platform, Request, check_range, version_in
 from headrace.controlplane.versioning import may_serve
@@ -30,15 +30,21 @@ async def deploy(platform: Platform, request: Request, body: DeploymentCreate) -
     check_range("replicas", body.replicas, 0, REPLICAS_MAX)
     check_range("threads", body.threads, 1, 256)
     if body.memory_mb is not None:
-        check_range("memory_mb", body.memory_mb, *MEMORY_MB)
+        least, most = MEMORY_MB if body.mode != "shared" else (1, platform.packing.shared_memory_mb)
+        check_range("memory_mb", body.memory_mb, least, most)
+    if body.mode == "shared":
+        packing.check_shared(body)
     if share is not None and not (share == 0 or SHARE_MIN <= share <= 100):
         expected = f"expected 0, or {SHARE_MIN:g} to 100"
         raise InvalidInput(f"traffic_percent: {share:g}, {expected}", field="traffic_percent")
 
     def work(c: Connection) -> Record:
         tenant, model = platform.model(c, request, reference.model)
-        version = platform.version(c, model, number).version
+        row = platform.version(c, model, number)
+        version = row.version
         entity = f"{reference.model}@{version}"
+        if body.mode != "dedicated":
+            packing.check_packable(row, entity, body, platform.packing)
         if lifecycle.find(c, model.id, version).state == "retired":
             hint = f"push the model again: headrace models push {reference.model} FILE"
             raise Conflict(f"{entity} is retired", field="version", hint=hint)
@@ -51,11 +57,15 @@ async def deploy(platform: Platform, request: Request, body: DeploymentCreate) -
             request.match(views.tag(show_deployment(platform, c, request, reference.model, version)))
         if before is not None and body.replicas == 0:
             must_not_serve(platform, c, model, version, f"headrace scale {entity} 0 --force")
-        must_fit(platform, c, body.replicas - (before.replicas if before else 0))
-        deploy_store.create(c, model.id, version, body.replicas, body.threads, share, body.memory_mb)
+        had = before.replicas if before is not None and before.placed != "shared" else 0
+        stays = before is not None and before.mode == body.mode and before.placed == "dedicated"
+        must_fit(platform, c, (body.replicas if body.mode == "dedicated" or stays else 0) - had)
+        deploy_store.create(c, model.id, version, body.replicas, body.threads, share, body.memory_mb, body.mode)
         undo = f"headrace scale {entity} {before.replicas}" if before else f"headrace undeploy {entity}"
-        after = {"replicas": body.replicas, "threads": body.threads, "traffic_percent": share}
+        after: dict[str, object] = {"replicas": body.replicas, "threads": body.threads, "traffic_percent": share}
         after |= {"memory_mb": body.memory_mb} if body.memory_mb is not None else {}
+        if body.mode != "dedicated" or (before is not None and before.mode != "dedicated"):
+            after["mode"] = body.mode
         shown = {"replicas": before.replicas, "threads": before.threads} if before else None
         return Record("deployment.create", tenant.name, entity, shown, after, undo)
 
@@ -80,7 +90,10 @@ async def scale(
         request.match(views.tag(show_deployment(platform, c, request, name, version)))
         if replicas == 0 and not force:
             must_not_serve(platform, c, model, version, f"headrace scale {entity} 0 --force")
-        must_fit(platform, c, replicas - before.replicas)
+        if before.mode == "shared":
+            check_range("replicas", replicas, 0, 1)
+        if before.placed != "shared":
+            must_fit(platform, c, replicas - before.replicas)
         deploy_store.scale(c, before, replicas)
         undo = f"headrace scale {entity} {before.replicas}"
         return Record(
@@ -110,6 +123,7 @@ async def undeploy(
             must_not_serve(platform, c, model, version, f"headrace undeploy {entity} --force")
         deploy_store.remove(c, model.id, version)
         undo = f"headrace deploy {entity} --replicas {before.replicas}"
+        undo += f" --mode {before.mode}" if before.mode != "dedicated" else ""
         shown = {"replicas": before.replicas, "threads": before.threads, "created_at": before.created_at}
         return Record("deployment.remove", tenant.name, entity, shown, None, undo)
 
@@ -153,7 +167,8 @@ def show_deployment(platform: Platform, c: Connection, request: Request, name: s
     tenant, model = platform.model(c, request, name)
     desired = deployment(c, model, platform.number(c, model, version))
     replicas, policy = views.replicas_of(platform.fleet.statuses()), traffic.current(c, model.id)
-    return views.deployment(desired, tenant.name, name, policy, replicas, platform.standings(), platform.starts)
+    residents, starts = platform.telemetry.residents(), platform.starts
+    return views.deployment(desired, tenant.name, name, policy, replicas, platform.standings(), residents, starts)
 
 
 def deployment(c: Connection, model: ModelRow, version: int) -> deploy_store.Desired:

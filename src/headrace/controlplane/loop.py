@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable
 
 from sqlalchemy import Connection
@@ -16,15 +17,16 @@ from sqlalchemy import Connection
 from headrace.controlplane import accounts, changes, composing
 from headrace.controlplane.artifacts import Artifacts
 from headrace.controlplane.attention import Attention
+from headrace.controlplane.packs import Packs
 from headrace.controlplane.publisher import Guard, Publisher
 from headrace.controlplane.routing_state import ModelState, RoutingState
 from headrace.controlplane.settle import due, settle
 from headrace.controlplane.store import Store
 from headrace.core.errors import Unavailable
-from headrace.core.specs import ReplicaSpec, ServedVersion
+from headrace.core.specs import Packing, ReplicaSpec, ServedVersion
 from headrace.deploy.fleet import replica_id
 from headrace.deploy.local import LocalFleet
-from headrace.deploy.reconcile import STARTING, Death, Memory, Plan, Standing, Target, Want, reconcile
+from headrace.deploy.reconcile import STARTING, Death, Memory, Plan, Standing, Target, Want, reconcile, target_of
 
 log = logging.getLogger("headrace.deploy")
 TICK_S = 1.0
@@ -32,6 +34,7 @@ STARTS_MAX = 2 * (os.cpu_count() or 1)
 """Replicas that start at the same time: more would only slow each other, and those that serve, down."""
 PULLING_MAX = 8 * STARTS_MAX
 """Replicas that wait for their artifact at the same time: no processes yet, so they hold up nobody who can start."""
+PACKING = Packing()
 START_SEEN_S = 5.0
 """A replica that was asked for and has not shown by then was never started: it is asked for anew."""
 
@@ -44,6 +47,7 @@ class Manager:
         control: the control plane's socket, to which replicas report.
         drain_s: how long a replica may finish what it has.
         guard: raises in a transaction where another control plane leads by now.
+        packing: how versions share processes.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Manager:
         control: str,
         drain_s: float,
         guard: Guard = lambda _: None,
+        packing: Packing = PACKING,
     ) -> None:
         self.standings: dict[Target, Standing] = {}
         self._store = store
@@ -68,6 +73,7 @@ class Manager:
         self._guard = guard
         self._memory: dict[Target, Memory] = {}
         self._attention = Attention()
+        self.packs = Packs(packing, fleet, publisher, self._served, self._start, folder, control, drain_s)
         self._woken = asyncio.Event()
         self._starting: dict[str, float] = {}
         """Replica asked for -> until when to wait for it to show."""
@@ -113,9 +119,18 @@ class Manager:
             # What was asked for has not shown yet: another look now would ask for it again.
             return Plan(standings=self.standings)
         state = self._publisher.state
-        scope = self._attention.scope(state, statuses)
+        packs = [status for status in statuses if status.spec.pack is not None]
+        statuses = tuple(status for status in statuses if status.spec.pack is None)
+        live = Counter(target_of(status) for status in statuses if status.state == "ready")
+        scope = self._attention.scope(state, statuses, self.packs.observe(state, packs))
         wants = [
-            Want((model.id, d.version), d.replicas, d.revision, d.threads, d.memory_mb)
+            Want(
+                (model.id, d.version),
+                self.packs.want(model.id, d, live[model.id, d.version]),
+                d.revision,
+                None if d.placed == "shared" else d.threads,
+                d.replica_memory_mb,
+            )
             for model in scope.models.values()
             for d in model.deployments
         ]
@@ -125,8 +140,16 @@ class Manager:
             self._memory.pop(target, None)
             self.standings.pop(target, None)
         self._memory |= memory
+        for model in scope.models.values():
+            for d in model.deployments:
+                target = model.id, d.version
+                plan.standings[target] = self.packs.standing(model.id, d, plan.standings[target])
         self.standings |= plan.standings
-        await self._act(scope.models.values(), plan, now)
+        await self._act(scope.models.values(), plan)
+        ready = {target_of(s) for s in statuses if s.state == "ready" and s.spec.id not in self._publisher.draining}
+        deaths = await self.packs.act(packs, ready, now)
+        if deaths:
+            await self._store.run(lambda c: write_down(c, deaths))
         if due(scope.models.values(), self.standings):  # seldom; then it is decided again, in the transaction
             await self._store.run(lambda c: self._settle(c, state, scope.models))
             self.wake()
@@ -138,7 +161,7 @@ class Manager:
         self._guard(connection)
         settle(connection, before, models, self.standings)
 
-    async def _act(self, models: Iterable[ModelState], plan: Plan, now: float) -> None:
+    async def _act(self, models: Iterable[ModelState], plan: Plan) -> None:
         if plan.stop:
             # Out of the snapshot before it is told: nothing new then comes to a replica that is draining.
             self._publisher.draining |= set(plan.stop)
@@ -155,16 +178,26 @@ class Manager:
         room = min(STARTS_MAX - starting, PULLING_MAX - pulling)
         for target in plan.start[: max(room, 0)]:  # the rest at a next look: a model of it is restless
             spec = self._spec(by_name[target[0]], target)
-            self._starting[spec.id] = now + START_SEEN_S
-            await self._fleet.start(spec)
+            await self._start(spec)
+
+    async def _start(self, spec: ReplicaSpec) -> None:
+        self._starting[spec.id] = asyncio.get_running_loop().time() + START_SEEN_S
+        await self._fleet.start(spec)
 
     def _spec(self, model: ModelState, target: Target) -> ReplicaSpec:
         desired = next(d for d in model.deployments if d.version == target[1])
-        row = model.versions[desired.version]
         id_ = replica_id(*target)
-        served = ServedVersion(
+        served = self._served(model, desired.version)
+        address = f"unix:{os.path.join(self._folder, id_[-17:])}"
+        return ReplicaSpec(
+            id_, address, (served,), desired.threads, self._control, self._drain_s, desired.replica_memory_mb
+        )
+
+    def _served(self, model: ModelState, version: int) -> ServedVersion:
+        row = model.versions[version]
+        return ServedVersion(
             0,
-            target[0],
+            model.id,
             row.version,
             row.engine,
             str(self._artifacts.path(row.digest) or ""),
@@ -174,15 +207,14 @@ class Manager:
             row.size_bytes,
             composing.served(model.parts.get(row.version, ()), self._artifacts.path),
         )
-        address = f"unix:{os.path.join(self._folder, id_[-17:])}"
-        return ReplicaSpec(id_, address, (served,), desired.threads, self._control, self._drain_s, desired.memory_mb)
 
 
 def write_down(connection: Connection, deaths: Iterable[Death]) -> None:
     """Each death in the audit, once, however often it is seen."""
     for death in deaths:
         tenant, _, model = death.target[0].partition("/")
+        entity = f"{model}@{death.target[1]}" if model else f"shared-{death.target[1]}"
         after = {"replica": death.replica, "detail": death.detail}
-        record = changes.Record("replica.died", tenant, f"{model}@{death.target[1]}", None, after)
+        record = changes.Record("replica.died", tenant, entity, None, after)
         if not changes.known(connection, record):
             changes.append(connection, changes.PLATFORM, record, None)

@@ -23,6 +23,7 @@ from headrace.controlplane.leadership import Forwarding, Leadership
 from headrace.controlplane.link import Hub
 from headrace.controlplane.loop import Manager
 from headrace.controlplane.metrics import Metrics
+from headrace.controlplane.moves import Moves
 from headrace.controlplane.optimising import Optimisations
 from headrace.controlplane.platform import Platform, Principal, Request
 from headrace.controlplane.publisher import Publisher
@@ -79,16 +80,20 @@ class Commands:
 
 
 class Reports:
-    """What routers and replicas report: numbers for the metrics, and inputs that have killed replicas."""
+    """What routers and replicas report: numbers for the metrics and for where versions are served, and inputs that have
+    killed replicas."""
 
-    def __init__(self, platform: Platform, metrics: Metrics) -> None:
+    def __init__(self, platform: Platform, metrics: Metrics, moves: Moves) -> None:
         self._platform = platform
         self._metrics = metrics
+        self._moves = moves
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, report: RouterReport | ReplicaReport) -> None:
         """Take a report."""
         self._metrics.take(report)
+        if isinstance(report, RouterReport):
+            self._moves.take(report)
         if isinstance(report, RouterReport) and report.condemned:
             task = asyncio.get_running_loop().create_task(self._keep(report))
             self._tasks.add(task)
@@ -126,7 +131,9 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     leadership = Leadership(store, f"{spec.name}@{socket.gethostname()}:{spec.port}", spec.url)
     check = leadership.check
     publisher = Publisher(store, hub, fleet, spec.anonymous_tenant, check)
-    manager = Manager(store, fleet, publisher, artifacts, spec.replica_folder, spec.control, spec.drain_s, check)
+    manager = Manager(
+        store, fleet, publisher, artifacts, spec.replica_folder, spec.control, spec.drain_s, check, spec.packing
+    )
     examiner = Examiner(hidden=variables(spec.database))
     platform = Platform(
         store,
@@ -137,12 +144,14 @@ async def serve(spec: ControlSpec, events: Events) -> None:
         metrics,
         lambda: manager.standings,
         spec.replicas_max,
+        spec.packing,
         spec.http_url,
         spec.grpc_url,
         starts,
     )
     commands = Commands(platform)
-    reports = Reports(platform, metrics)
+    moves = Moves(store, manager, spec.packing, spec.replicas_max, check)
+    reports = Reports(platform, metrics, moves)
     metrics.hub = hub
 
     async def lead() -> None:
@@ -152,7 +161,7 @@ async def serve(spec: ControlSpec, events: Events) -> None:
         await manager.tick()
         leadership.begin()
         optimisations = Optimisations(platform, check, variables(spec.database))
-        works = (manager.run(), artifacts.keep_tidy(), optimisations.run())
+        works = (manager.run(), artifacts.keep_tidy(), optimisations.run(), moves.run())
         working = [loop.create_task(work) for work in works]
         try:
             await leadership.keep()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -16,9 +16,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from headrace.controlplane.link import Hub
+from headrace.controlplane.pack_metrics import PackMetrics
 from headrace.core.report import Histogram, ReplicaReport, RouterReport, upper_s
-from headrace.core.resources import ModelStatus, RouterStatus
+from headrace.core.resources import ModelStatus, PackStatus, RouterStatus
 from headrace.core.specs import ReplicaStatus
+from headrace.deploy.reconcile import Target
 from headrace.deploy.starts import StartTimes
 from headrace.deploy.wire import ZygoteStatus
 
@@ -84,6 +86,7 @@ class Metrics:
         self._replicas: dict[str, ReplicaReport] = {}
         self._retries = self._ejections = 0
         self._recent: deque[tuple[float, RouterReport]] = deque(maxlen=RECENT_MAX)
+        self.packed = PackMetrics(statuses)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Exposition(self))
 
@@ -107,6 +110,7 @@ class Metrics:
 
     def _take_replica(self, report: ReplicaReport) -> None:
         self._replicas[report.replica] = report
+        self.packed.take(report)
         for slot in report.slots:
             served = self._served.setdefault((slot.model, slot.version), Served())
             served.rows += slot.rows
@@ -163,6 +167,14 @@ class Metrics:
             found[model] = ModelStatus(name, tenant, {}, 0, rate, errors[model] / WINDOW_S, p50, p99)
         return found
 
+    def residents(self) -> Collection[Target]:
+        """See `ports.Telemetry.residents`."""
+        return self.packed.residents()
+
+    def packs(self) -> list[PackStatus]:
+        """See `ports.Telemetry.packs`."""
+        return self.packed.packs()
+
     def prometheus(self) -> bytes:
         """See `ports.Telemetry.prometheus`."""
         return bytes(generate_latest(self._registry))
@@ -188,6 +200,7 @@ class Metrics:
         yield from self._served_families()
         yield from self._step_families()
         yield from self._start_families()
+        yield from self.packed.families()
         yield from self._process_families()
 
     def _served_families(self) -> Iterable[Metric]:

@@ -38,6 +38,7 @@ from headrace.core.resources import (
     Role,
 )
 from headrace.core.snapshot import SLOTS
+from headrace.core.specs import Packing
 from headrace.deploy.reconcile import Standing, Target
 from headrace.deploy.starts import StartTimes
 from headrace.registry import lifecycle
@@ -46,6 +47,7 @@ from headrace.registry.examiner import Examiner
 from headrace.registry.store import ModelRow, VersionRow
 
 REPLICAS_MAX = 256
+PACKING = Packing()
 VERSION_MAX = 1 << 31
 SHARE_MIN = 100 / SLOTS
 """Percent: the smallest share of the traffic."""
@@ -103,6 +105,7 @@ class Platform:
 
     Args:
         replicas_max: how many all deployments together may want.
+        packing: how versions share processes.
         url: where inference is to be had over HTTP, and `grpc_url` over gRPC (empty: not at all).
     """
 
@@ -116,6 +119,7 @@ class Platform:
         telemetry: Telemetry,
         standings: Callable[[], dict[Target, Standing]],
         replicas_max: int = 256,
+        packing: Packing = PACKING,
         url: str = "",
         grpc_url: str = "",
         starts: StartTimes | None = None,
@@ -129,6 +133,7 @@ class Platform:
         self.telemetry = telemetry
         self.standings = standings
         self.replicas_max = replicas_max
+        self.packing = packing
         self.url, self.grpc_url = url, grpc_url
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         """(actor, idempotency key) -> whoever is at work under it."""

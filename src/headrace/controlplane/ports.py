@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from headrace.core.resources import ModelStatus, RouterStatus
+from headrace.core.resources import ModelStatus, PackStatus, RouterStatus
 from headrace.core.specs import ReplicaStatus
 
 
@@ -40,6 +41,12 @@ class Telemetry(Protocol):
 
     def routers(self) -> list[RouterStatus]:
         """Router processes, connected or lately so."""
+
+    def residents(self) -> Collection[tuple[str, int]]:
+        """Versions (``tenant/name``, number) that are in the memory of a shared process."""
+
+    def packs(self) -> list[PackStatus]:
+        """The shared processes."""
 
     def models(self) -> dict[str, ModelStatus]:
         """``tenant/name`` -> its last 10 seconds (`serving` and `ready_replicas` are filled by the caller)."""

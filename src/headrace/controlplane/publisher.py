@@ -19,6 +19,7 @@ from headrace.controlplane.routing_state import NOTHING, RoutingState, read
 from headrace.controlplane.snapshots import Snapshots
 from headrace.controlplane.store import Store
 from headrace.core import snapshot
+from headrace.core.specs import CatalogKey
 from headrace.deploy.fleet import Fleet
 
 Guard = Callable[[Connection], None]
@@ -31,6 +32,7 @@ class Publisher:
 
     Args:
         draining: ids of replicas that shall get nothing new.
+        leaving: versions of packs that shall get nothing new there.
         expected: ids of the routers that live, connected or not.
         guard: raises in a transaction where another control plane leads by now.
     """
@@ -39,6 +41,7 @@ class Publisher:
         self, store: Store, hub: Hub, fleet: Fleet, anonymous_tenant: str, guard: Guard = lambda _: None
     ) -> None:
         self.draining: set[str] = set()
+        self.leaving: set[tuple[str, CatalogKey]] = set()
         self.expected: set[str] = set()
         self.state = NOTHING
         self._store = store
@@ -87,7 +90,7 @@ class Publisher:
         self.state = await self._store.read(self._read)
         ready = [s for s in self._fleet.statuses() if s.state == "ready" and s.spec.id not in self.draining]
         before = self.epoch
-        change = self._snapshots.advance(self.state, ready, self._next_epoch)
+        change = self._snapshots.advance(self.state, ready, self._next_epoch, self.leaving)
         if change is not None:
             self._next_epoch += 1
             encoded = snapshot.encode(change)

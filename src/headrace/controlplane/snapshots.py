@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -20,8 +20,13 @@ from headrace.core.snapshot import (
     TenantRoute,
     VersionRoute,
 )
-from headrace.core.specs import ReplicaStatus
+from headrace.core.specs import CatalogKey, ReplicaStatus
+from headrace.deploy import packs
 from headrace.deploy.reconcile import Target
+
+Packed = dict[Target, list[tuple[int, Endpoint]]]
+"""Version -> the packs that serve it, by number, and where."""
+NOTHING_PACKED: Packed = {}
 
 
 class Snapshots:
@@ -37,9 +42,17 @@ class Snapshots:
         self._state = NOTHING
         self._ready: dict[str, ReplicaStatus] = {}
         self._numbers: dict[str, int] = {}
+        self._packed: Packed = {}
 
-    def advance(self, state: RoutingState, ready: Iterable[ReplicaStatus], epoch: int) -> Snapshot | None:
-        """Become what `state` (later than the last one) and the `ready` replicas, oldest first, say.
+    def advance(
+        self,
+        state: RoutingState,
+        ready: Iterable[ReplicaStatus],
+        epoch: int,
+        leaving: Collection[tuple[str, CatalogKey]] = (),
+    ) -> Snapshot | None:
+        """Become what `state` (later than the last one) and the `ready` replicas, oldest first, say; packs without the
+        versions that are `leaving` them.
 
         Returns:
             The change, under `epoch`; None where there is none, and the epoch stays.
@@ -50,9 +63,11 @@ class Snapshots:
         gone = [status for id_, status in self._ready.items() if id_ not in now]
         self._numbers.update((state.models[int(id_)].id, int(id_)) for id_ in changed["model"])
         touched = {served.model for status in (*come, *gone) for served in status.spec.versions}
+        packed = packed_in(now.values(), leaving)
+        touched |= {t[0] for t in packed.keys() | self._packed.keys() if packed.get(t) != self._packed.get(t)}
         models = {int(id_) for id_ in changed["model"]}
         models |= {self._numbers[name] for name in touched if name in self._numbers}
-        served = endpoints_of(now.values(), {state.models[model].id for model in models})
+        served = endpoints_of(now.values(), {state.models[model].id for model in models}, packed)
         old = self.current
         tenants = [tenant_route(state.tenants[int(index)]) for index in changed["tenant"]]
         keys = [key_route(state.keys[id_]) for id_ in changed["key"] if id_ in state.keys]
@@ -72,7 +87,7 @@ class Snapshots:
             removed_replicas=tuple(status.spec.id for status in gone),
             anonymous_tenant=self._anonymous_tenant(state) if changed["tenant"] else old.anonymous_tenant,
         )
-        self._state, self._ready = state, now
+        self._state, self._ready, self._packed = state, now, packed
         nothing = Snapshot(epoch, old.epoch, anonymous_tenant=old.anonymous_tenant)
         if change == nothing and old.epoch:
             return None
@@ -121,11 +136,26 @@ def model_route(state: ModelState, endpoints: dict[Target, list[Endpoint]]) -> M
     )
 
 
-def endpoints_of(ready: Iterable[ReplicaStatus], models: set[str]) -> dict[Target, list[Endpoint]]:
+def packed_in(ready: Iterable[ReplicaStatus], leaving: Collection[tuple[str, CatalogKey]]) -> Packed:
+    """What the packs among the ready replicas serve."""
+    found: Packed = {}
+    for pack, entry in packs.serving([status for status in ready if status.spec.pack is not None], leaving):
+        assert pack.spec.pack is not None
+        where = (pack.spec.pack.number, Endpoint(pack.spec.id, entry.slot))
+        found.setdefault((entry.model, entry.version), []).append(where)
+    return found
+
+
+def endpoints_of(
+    ready: Iterable[ReplicaStatus], models: set[str], packed: Packed = NOTHING_PACKED
+) -> dict[Target, list[Endpoint]]:
     """(``tenant/name``, version) of these models -> where it is served."""
     found: dict[Target, list[Endpoint]] = {}
     for status in ready:
         for served in status.spec.versions:
             if served.model in models:
                 found.setdefault((served.model, served.version), []).append(Endpoint(status.spec.id, served.slot))
+    for target, where in packed.items():
+        if target[0] in models:
+            found[target] = found.get(target, []) + packs.endpoints(target, where, target in found)
     return found

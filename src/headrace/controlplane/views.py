@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 from sqlalchemy import Connection
@@ -45,6 +45,7 @@ def tag(resource: msgspec.Struct) -> str:
             resource.threads,
         )
         desired += (resource.memory_mb,) if resource.memory_mb is not None else ()
+        desired += (resource.mode,) if resource.mode != "dedicated" else ()
         return hashlib.sha256(msgspec.json.encode((*desired, resource.created_at))).hexdigest()[:16]
     return hashlib.sha256(msgspec.json.encode(resource)).hexdigest()[:16]
 
@@ -225,6 +226,7 @@ def deployments(
     tenants: list[TenantRow],
     statuses: tuple[ReplicaStatus, ...],
     standings: dict[Target, Standing],
+    residents: Collection[Target],
     starts: StartTimes,
 ) -> list[resources.Deployment]:
     """All deployments of some tenants, by tenant, model and version."""
@@ -240,6 +242,7 @@ def deployments(
             policies.get(desired.model, (traffic.NONE, None))[0],
             replicas,
             standings,
+            residents,
             starts,
         )
         for desired in deploy_store.list_all(c)
@@ -263,6 +266,7 @@ def deployment(
     policy: Policy,
     replicas: dict[Target, list[ReplicaStatus]],
     standings: dict[Target, Standing],
+    residents: Collection[Target],
     starts: StartTimes,
 ) -> resources.Deployment:
     """A deployment."""
@@ -288,4 +292,8 @@ def deployment(
         desired.memory_mb,
         desired.waiting_share(policy.epoch > 0),
         starts.p95_s(target),
+        desired.mode,
+        desired.placed,
+        desired.placed_why,
+        target in residents if desired.placed == "shared" else None,
     )

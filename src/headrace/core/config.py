@@ -82,6 +82,20 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start with their first replica. off: replicas are processes of their own."""
     idle_processes: int = 0
     """Processes that stand ready for replicas to come, per runtime in use."""
+    shared_replicas: int = 2
+    """Processes that shared deployments have in common; with two or more, the end of one costs nobody a request."""
+    shared_memory_mb: int = 1024
+    """Most resident memory of each of them, in MiB: models are evicted to stay below it."""
+    shared_model_memory_mb: int = 256
+    """Most memory of a model in them whose deployment sets no `memory_mb`, in MiB."""
+    promote_per_s: float = 50.0
+    """An `auto` deployment with so many requests a second gets replicas of its own."""
+    promote_after_s: float = 10.0
+    """For so long it must have had them."""
+    demote_per_s: float = 5.0
+    """One with no more than so many goes back to the shared processes."""
+    demote_after_s: float = 300.0
+    """For so long it must have had no more."""
     drain_s: float = 30.0
     """How long a replica or router finishes what it has after being told to stop."""
     log_level: str = "info"
@@ -104,6 +118,13 @@ LIMITS: dict[str, tuple[float, float]] = {
     "forms_max_bytes": (0, 1 << 50),
     "replicas_max": (1, 1_000_000),
     "idle_processes": (0, 1000),
+    "shared_replicas": (1, 64),
+    "shared_memory_mb": (128, 1 << 24),
+    "shared_model_memory_mb": (1, 1 << 24),
+    "promote_per_s": (0.001, 1e9),
+    "promote_after_s": (0, 86_400),
+    "demote_per_s": (0, 1e9),
+    "demote_after_s": (0, 1e9),
     "drain_s": (0, 86_400),
 }
 """Least and most of each setting that is a number."""
@@ -170,6 +191,9 @@ def load(file: Path | None, environment: Mapping[str, str], command_line: Mappin
         if not least <= (value := getattr(settings, name)) <= most:  # NaN is not either
             expected = f"{name}: {value}, expected {least:.15g} to {most:.15g} ({origins[name]})"
             raise InvalidInput(expected, field=name)
+    if not settings.demote_per_s < settings.promote_per_s:
+        expected = f"expected less than promote_per_s, which is {settings.promote_per_s:g}"
+        raise InvalidInput(f"demote_per_s: {settings.demote_per_s:g}, {expected}", field="demote_per_s")
     _check_database(settings, origins["database"])
     _check_zygotes(settings.zygotes, origins["zygotes"])
     return Loaded(settings, origins)

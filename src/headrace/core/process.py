@@ -44,21 +44,31 @@ class Events:
             logging.getLogger("headrace.process").warning("the node does not listen")
 
 
-def watch_stop(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
-    """An event that is set at SIGTERM or when standard input ends."""
+def watch_stop(loop: asyncio.AbstractEventLoop, on_line: Callable[[bytes], object] | None = None) -> asyncio.Event:
+    """An event that is set at SIGTERM or when standard input ends. `on_line` gets the lines that come before that."""
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    watch_input(loop, stop.set)
+    watch_input(loop, stop.set, on_line)
     return stop
 
 
-def watch_input(loop: asyncio.AbstractEventLoop, ended: Callable[[], object]) -> None:
-    """Have the loop call `ended` when standard input ends: whoever held the other end is gone."""
+def watch_input(
+    loop: asyncio.AbstractEventLoop, ended: Callable[[], object], on_line: Callable[[bytes], object] | None = None
+) -> None:
+    """Have the loop call `ended` when standard input ends: whoever held the other end is gone; `on_line` for each line
+    until then."""
 
     def wait_for_end() -> None:
-        while os.read(sys.stdin.fileno(), 4096):
-            pass
+        rest: list[bytes] = []
         with contextlib.suppress(RuntimeError):  # the loop is closed: it ended first
+            while data := os.read(sys.stdin.fileno(), 1 << 16):
+                if on_line is None:
+                    continue
+                *lines, last = data.split(b"\n")
+                for line in lines:
+                    loop.call_soon_threadsafe(on_line, b"".join((*rest, line)))
+                    rest.clear()
+                rest.append(last)
             loop.call_soon_threadsafe(ended)
 
     # A thread, not a reader on the loop: standard input may be a file, which an event loop cannot watch.

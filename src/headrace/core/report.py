@@ -119,6 +119,33 @@ class SlotReport(msgspec.Struct, array_like=True):
     """Duration of each run of the engine."""
     steps: tuple[StepReport, ...] = ()
     """Of a pipeline."""
+    loads: int = 0
+    """In a pack: how often it was loaded because somebody asked for it."""
+    evictions: int = 0
+    load_s: float = 0.0
+    """Seconds that these loads took together."""
+
+
+class PackReport(msgspec.Struct, array_like=True):
+    """What a pack did since its last report, and what it holds."""
+
+    number: int
+    resident: tuple[int, ...]
+    """Slots of the versions that are in memory."""
+    resident_bytes: int
+    """What they take together."""
+    limit_bytes: int
+    """Of the process's resident memory."""
+    hits: int
+    """Requests whose version was in memory."""
+    misses: int
+    """Requests that had to wait for it."""
+    refused: int
+    """Requests that were refused, for too many versions were waiting."""
+    waiting: int
+    """Versions that wait to be loaded."""
+    loads: Histogram
+    """Duration of each load."""
 
 
 class ReplicaReport(msgspec.Struct, array_like=True):
@@ -127,6 +154,7 @@ class ReplicaReport(msgspec.Struct, array_like=True):
     replica: str
     slots: tuple[SlotReport, ...]
     rss_bytes: int
+    pack: PackReport | None = None
 
 
 class Hello(msgspec.Struct, array_like=True):

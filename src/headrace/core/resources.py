@@ -421,6 +421,13 @@ class Replica(msgspec.Struct):
     """What its process was before: forked from a ``zygote``, one that stood ``idle``, or a new ``process``."""
 
 
+DeploymentMode = Literal["dedicated", "shared", "auto"]
+"""`dedicated`: replicas of its own; `shared`: loaded into processes that it has in common with others when it is asked
+for; `auto`: the one or the other, by its load."""
+Placement = Literal["dedicated", "shared", "isolated"]
+"""Where a deployment is served now; `isolated`: in replicas of its own, for it has ended shared processes."""
+
+
 class Deployment(msgspec.Struct):
     """A version's desired and actual presence in the fleet."""
 
@@ -443,6 +450,13 @@ class Deployment(msgspec.Struct):
     """Percent that it takes once ready; null where none waits."""
     start_p95_s: float | None = None
     """95th percentile of its replicas' last starts, from the command to ready; of its engine's where it has none."""
+    """Most memory of a replica, in MiB; of a shared one, of the model."""
+    mode: DeploymentMode = "dedicated"
+    placed: Placement = "dedicated"
+    placed_why: str = ""
+    """Why it was moved there."""
+    resident: bool | None = None
+    """Of one that is in shared processes: whether it is in the memory of any."""
 
 
 class DeploymentCreate(msgspec.Struct, forbid_unknown_fields=True):
@@ -460,7 +474,9 @@ class DeploymentCreate(msgspec.Struct, forbid_unknown_fields=True):
     """Share it takes once ready; the other versions shrink in proportion."""
     reason: str | None = None
     memory_mb: int | None = None
-    """Most memory of a replica, in MiB; one that takes more is killed. No limit when left out."""
+    """Most memory of a replica, in MiB; one that takes more is killed. No limit when left out. Of a shared deployment,
+    most memory of the model."""
+    mode: DeploymentMode = "dedicated"
 
 
 class DeploymentUpdate(msgspec.Struct, forbid_unknown_fields=True):
@@ -580,6 +596,28 @@ class RouterStatus(msgspec.Struct):
     rss_bytes: int
 
 
+class PackStatus(msgspec.Struct):
+    """A shared process at a glance; counts are since the control plane started."""
+
+    id: str
+    number: int
+    state: ReplicaState
+    pid: int
+    versions: int
+    """In its catalog."""
+    resident: int
+    """Of these, in memory."""
+    resident_bytes: int
+    """What they take."""
+    rss_bytes: int
+    """Of the process."""
+    limit_bytes: int
+    loads: int
+    evictions: int
+    hits: int
+    misses: int
+
+
 class ModelStatus(msgspec.Struct):
     """A model at a glance: what serves, and how well, over the last 10 s."""
 
@@ -607,3 +645,5 @@ class Status(msgspec.Struct):
     routers: list[RouterStatus]
     models: list[ModelStatus]
     deployments: list[Deployment]
+    packs: list[PackStatus] = []
+    """Shared processes."""

@@ -43,6 +43,8 @@ class Endpoint(msgspec.Struct, frozen=True, array_like=True):
 
     replica: str
     slot: int
+    standby: bool = False
+    """Only for when none of the others is up: it would have to load the version first."""
 
 
 class Quarantined(msgspec.Struct, frozen=True, array_like=True):

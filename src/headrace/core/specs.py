@@ -19,6 +19,11 @@ ReplicaState = Literal["pulling", "starting", "loading", "warming", "ready", "dr
 `failed`: it said why it cannot serve (an artifact that does not load)."""
 
 
+EntryState = Literal["pulling", "waiting", "loading", "ready", "failed"]
+"""Of a version in a pack's catalog. `waiting` for its first load, which shows that it can be served and what it takes;
+`loading`: that is under way; `ready`: it is served, whether it is in memory at the moment or not."""
+
+
 class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a version is run. Part of the version: immutable with it."""
 
@@ -71,6 +76,72 @@ class ServedVersion(msgspec.Struct, frozen=True):
     """Of a pipeline, the versions that it runs."""
 
 
+class PackSpec(msgspec.Struct, frozen=True):
+    """What makes a replica a pack: a process that many versions share, each loaded when it is asked for."""
+
+    number: int
+    """Which of the packs it is, from 0."""
+    memory_mb: int
+    """Most resident memory of the process, in MiB; models are evicted to stay below it."""
+    model_memory_mb: int
+    """Most memory of a model that says nothing itself, in MiB."""
+    loads_max: int = 2
+    """Models that are loaded at the same time."""
+    waiting_max: int = 256
+    """Models that wait for it; a request for one more is refused."""
+
+
+class CatalogItem(msgspec.Struct, frozen=True):
+    """A version that a pack shall serve. `served.slot` is its node's to fill in."""
+
+    served: ServedVersion
+    revision: int
+    """Of the deployment; a later one is another item."""
+    memory_mb: int | None = None
+    """Most memory of the model, in MiB; None: the pack's `model_memory_mb`."""
+    measured_bytes: int = 0
+    """What it took in a pack before: it is known to load. 0: it is to be tried first."""
+
+
+class CatalogChange(msgspec.Struct, frozen=True):
+    """A line from the node to a running pack."""
+
+    add: tuple[CatalogItem, ...] = ()
+    remove: tuple[int, ...] = ()
+    """Slots."""
+
+
+CatalogKey = tuple[str, int, int]
+"""Model (``tenant/name``), version, and revision of its deployment."""
+
+
+class CatalogOrder(msgspec.Struct, frozen=True):
+    """What the control plane wants changed in a pack's catalog."""
+
+    add: tuple[CatalogItem, ...] = ()
+    remove: tuple[CatalogKey, ...] = ()
+
+
+class CatalogEntry(msgspec.Struct, frozen=True):
+    """A version in a pack's catalog, as its node sees it."""
+
+    model: str
+    """``tenant/name``."""
+    version: int
+    revision: int
+    slot: int
+    state: EntryState
+    detail: str = ""
+    """Why, for `failed`; of one that is ready, what went wrong at its last load."""
+    bytes: int = 0
+    """What it takes when it is loaded."""
+
+    @property
+    def key(self) -> CatalogKey:
+        """By what it is known."""
+        return self.model, self.version, self.revision
+
+
 class ReplicaSpec(msgspec.Struct, frozen=True):
     """A process to run."""
 
@@ -90,6 +161,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     """Id of the `devices.Device` that it was placed on; empty: its fleet's choice."""
     forms: str = ""
     """Folder of its node's serving forms; empty: there is none."""
+    pack: PackSpec | None = None
+    """Of a pack, which has no `versions`: its catalog comes while it runs."""
 
 
 class FormSpec(msgspec.Struct, frozen=True):
@@ -117,6 +190,19 @@ class ReplicaStatus(msgspec.Struct, frozen=True):
     stuck: bool = False
     """A run of it has taken most of the time that it may: it is about to be killed, unless that ends."""
     origin: Origin = ""
+    catalog: tuple[CatalogEntry, ...] = ()
+    """Of a pack."""
+    culprit: str = ""
+    """Of a pack that has crashed: the version whose fault it was, ``tenant/name@version``, where that is known."""
+
+
+class EntryEvent(msgspec.Struct, frozen=True):
+    """What has become of a version in a pack's catalog."""
+
+    slot: int
+    state: EntryState
+    detail: str = ""
+    bytes: int = 0
 
 
 class ReplicaEvent(msgspec.Struct, frozen=True):
@@ -127,6 +213,10 @@ class ReplicaEvent(msgspec.Struct, frozen=True):
     timings_s: dict[str, float] = {}
     stuck: bool | None = None
     """Where it is said, the event is about nothing else."""
+    entry: EntryEvent | None = None
+    """Likewise: a pack speaks of one of its versions."""
+    culprit: str = ""
+    """See `ReplicaStatus.culprit`."""
 
 
 class RouterSpec(msgspec.Struct, frozen=True):
@@ -156,6 +246,18 @@ class ProcessEvent(msgspec.Struct, frozen=True):
     state: Literal["ready", "failed"]
     port: int = 0
     detail: str = ""
+
+
+class Packing(msgspec.Struct, frozen=True):
+    """How versions share processes: see the settings of the same names."""
+
+    shared_replicas: int = 2
+    shared_memory_mb: int = 1024
+    shared_model_memory_mb: int = 256
+    promote_per_s: float = 50.0
+    promote_after_s: float = 10.0
+    demote_per_s: float = 5.0
+    demote_after_s: float = 300.0
 
 
 class ControlSpec(msgspec.Struct, frozen=True):
@@ -190,6 +292,7 @@ class ControlSpec(msgspec.Struct, frozen=True):
     """Where clients and the other control planes reach it."""
     control_url: str = ""
     """Where clients reach the first of them."""
+    packing: Packing = Packing()
 
 
 class SampleFile(msgspec.Struct, frozen=True):

@@ -233,6 +233,11 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
+    def say(self, line: msgspec.Struct) -> None:
+        """Write a line to its standard input; lost on one that has ended."""
+        if self._process is not None and not self.exited.is_set():
+            self._process.write(msgspec.json.encode(line) + b"\n")
+
     def terminate(self) -> None:
         """Ask it to drain and leave."""
         self._send(signal.SIGTERM)

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable
 from typing import Protocol
 
-from headrace.core.specs import ReplicaSpec, ReplicaStatus
+from headrace.core.specs import CatalogOrder, ReplicaSpec, ReplicaStatus
 
 
 class Fleet(Protocol):
@@ -20,6 +20,10 @@ class Fleet(Protocol):
 
     async def forget(self, replica: str) -> None:
         """Drop the record of a replica that has ended."""
+
+    async def catalog(self, pack: str, order: CatalogOrder) -> None:
+        """Change what a pack serves. An item that it has already, one to remove that it does not have, and a pack that
+        is unknown change nothing."""
 
     def statuses(self) -> tuple[ReplicaStatus, ...]:
         """All replicas, oldest first, as last heard."""

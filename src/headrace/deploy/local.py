@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from headrace.core.specs import ReplicaSpec, ReplicaStatus
+from headrace.core.specs import CatalogOrder, ReplicaSpec, ReplicaStatus
 from headrace.deploy.wire import NodeCommand, NodeState, ZygoteStatus
 
 log = logging.getLogger("headrace.deploy.local")
@@ -70,6 +70,10 @@ class LocalFleet:
     async def forget(self, replica: str) -> None:
         """See `Fleet.forget`."""
         await self._send(NodeCommand("forget", replica, token=self._token))
+
+    async def catalog(self, pack: str, order: CatalogOrder) -> None:
+        """See `Fleet.catalog`."""
+        await self._send(NodeCommand("catalog", pack, token=self._token, catalog=order))
 
     def statuses(self) -> tuple[ReplicaStatus, ...]:
         """See `Fleet.statuses`."""

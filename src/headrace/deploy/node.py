@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -26,7 +27,9 @@ from headrace.core.logs import configure
 from headrace.core.process import engine_environment, watch_input
 from headrace.core.secret import variables
 from headrace.core.specs import (
+    CatalogChange,
     ControlSpec,
+    Packing,
     ProcessEvent,
     ReplicaEvent,
     ReplicaSpec,
@@ -37,6 +40,7 @@ from headrace.core.specs import (
 from headrace.core.storage import S3Spec, s3_of
 from headrace.core.zygote import runtime_of
 from headrace.deploy import states
+from headrace.deploy.catalog import Catalog
 from headrace.deploy.child import Child
 from headrace.deploy.forms import Forms
 from headrace.deploy.place import clear_sockets, lock, new_quota, reserve_port, run_folder
@@ -50,6 +54,8 @@ RESTART_S = (0.1, 10.0)
 LEAVING_S = 5.0
 """How long the processes of a node that was killed may take to let go of their ports."""
 LINE_MAX = 64 << 20
+SOON_S = 0.05
+FILES_MAX = 1 << 16
 Served = TypeVar("Served", ServedVersion, ServedPart)
 
 
@@ -92,6 +98,7 @@ class Node:
         self._writers: set[asyncio.StreamWriter] = set()
         self.forms = Forms(forms_folder(folder), settings.forms_max_bytes, self.logs)
         self.zygotes = Zygotes(self.logs, settings.idle_processes, variables(settings.database))
+        self._touching: asyncio.TimerHandle | None = None
         self.pulls: Pulls | None = None
         """Where artifacts are kept elsewhere."""
         if store is not None:
@@ -141,6 +148,7 @@ class Node:
             name,
             self.url(name),
             self.url("control"),
+            Packing(**{name: getattr(s, name) for name in Packing.__struct_fields__}),
         )
 
     def _router(self, name: str, port: int) -> RouterSpec:
@@ -227,6 +235,8 @@ class Node:
         if command.verb == "start" and record is None and command.spec is not None and not self.stopping.is_set():
             self.replicas[command.replica] = record = ReplicaRecord(command.spec)
             record.begun = asyncio.get_running_loop().time()
+            if command.spec.pack is not None:
+                record.catalog = self._catalog(record)
             if all(served.artifact and all(part.artifact for part in served.parts) for served in command.spec.versions):
                 record.child = self._start(record)
             else:
@@ -239,7 +249,20 @@ class Node:
                 asyncio.get_running_loop().call_later(command_grace(record.spec), record.child.kill)
         elif command.verb == "forget" and record is not None and record.state in states.ENDED:
             del self.replicas[command.replica]
+        elif command.verb == "catalog" and record is not None and record.catalog and command.catalog is not None:
+            record.catalog.order(command.catalog)
+            return self.touch_soon()
         self.touch()
+
+    def _catalog(self, record: ReplicaRecord) -> Catalog:
+        def say(change: CatalogChange) -> None:
+            if record.child is not None:
+                record.child.say(change)
+
+        async def near(served: ServedVersion, held: list[int]) -> ServedVersion:
+            return await self._near(served, record, held)
+
+        return Catalog(say, near, self.touch_soon)
 
     async def _bring(self, record: ReplicaRecord) -> None:
         """Have a replica's artifacts here, and then start it."""
@@ -247,8 +270,8 @@ class Node:
         try:
             versions = []
             for served in record.spec.versions:
-                parts = tuple([await self._near(part, record) for part in served.parts])
-                versions.append(msgspec.structs.replace(await self._near(served, record), parts=parts))
+                parts = tuple([await self._near(part, record, record.held) for part in served.parts])
+                versions.append(msgspec.structs.replace(await self._near(served, record, record.held), parts=parts))
         except HeadraceError as error:
             record.unstartable(error)
         else:
@@ -261,27 +284,32 @@ class Node:
                 record.child = self._start(record)
         self.touch()
 
-    async def _near(self, served: Served, record: ReplicaRecord) -> Served:
-        """A version, or a pipeline's part, whose artifact is here. Raises Unprocessable, Unavailable."""
+    async def _near(self, served: Served, record: ReplicaRecord, held: list[int]) -> Served:
+        """A version, or a pipeline's part, whose artifact is here; `held` gets what keeps it here. Raises
+        Unprocessable, Unavailable."""
         if served.artifact:
             return served
         if self.pulls is None:
             raise Unprocessable("the version's artifact is not on this node, which has no store to pull it from")
         pulls = self.pulls
         record.waits_for = lambda: pulls.progress(served.digest)
-        path, held = await pulls.get(served.digest, served.size_bytes)
+        path, descriptor = await pulls.get(served.digest, served.size_bytes)
         record.waits_for = str
-        record.held.append(held)
+        held.append(descriptor)
         return msgspec.structs.replace(served, artifact=str(path))
 
     def _start(self, record: ReplicaRecord) -> Child:
         def line(text: bytes) -> None:
             event = msgspec.json.decode(text, type=ReplicaEvent)
             record.said(event)
+            if event.entry is not None:
+                return self.touch_soon()
             record.timed(event, asyncio.get_running_loop().time())
             if record.state == "ready":
                 for served in record.spec.versions:
                     self.forms.want(served)
+                if record.catalog is not None:
+                    record.catalog.open()
             self.touch()
 
         def ended(code: int) -> None:
@@ -296,7 +324,7 @@ class Node:
         spec = msgspec.structs.replace(record.spec, forms=self.forms.folder)
         hidden, environment = variables(self.settings.database), engine_environment(spec.threads)
         engines = [served.engine for served in spec.versions]
-        runtime = runtime_of(engines, spec.threads) if self.settings.zygotes != "off" else None
+        runtime = runtime_of(engines, spec.threads) if engines and self.settings.zygotes != "off" else None
         launch = self.zygotes.launch(runtime) if runtime is not None else None
         return Child(spec.id, "headrace.server.main", spec, self.logs, line, ended, environment, hidden, launch)
 
@@ -304,6 +332,15 @@ class Node:
     def touch(self) -> None:
         """Something has changed: tell whoever listens."""
         self.changed.set()
+
+    def touch_soon(self) -> None:
+        """Likewise, with what follows it: a state has every version of every pack, and of those many change at once."""
+        if self._touching is None:
+            self._touching = asyncio.get_running_loop().call_later(SOON_S, self._touch_now)
+
+    def _touch_now(self) -> None:
+        self._touching = None
+        self.touch()
 
     def state(self) -> bytes:
         """What the control plane reads."""
@@ -371,6 +408,13 @@ def command_grace(spec: ReplicaSpec) -> float:
     return spec.drain_s + 5.0
 
 
+def raise_file_limit() -> None:
+    """A descriptor keeps each artifact of a shared version from eviction: there may be thousands."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_MAX if hard == resource.RLIM_INFINITY else min(FILES_MAX, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+
+
 def control_names(settings: Settings) -> list[str]:
     """The control planes' names: ``control``, ``control-1``, ..."""
     return ["control", *(f"control-{k}" for k in range(1, settings.control_planes))]
@@ -398,6 +442,7 @@ async def serve(settings: Settings, folder: Path, store: S3Spec | None, with_par
     """Run the node until it is told to stop, or standard input ends where the parent holds it."""
     held, ports = await hold_ports(settings, folder)
     run = run_folder(folder)
+    raise_file_limit()
     new_quota(run)
     (folder / "logs").mkdir(exist_ok=True)
     node = Node(settings, folder, run, ports, store)

@@ -99,7 +99,9 @@ class Plan:
 
 
 def target_of(status: ReplicaStatus) -> Target:
-    """What a replica serves."""
+    """What a replica serves; of a pack, which serves many, no model and its number."""
+    if status.spec.pack is not None:
+        return "", status.spec.pack.number
     served = status.spec.versions[0]
     return served.model, served.version
 

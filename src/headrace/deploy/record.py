@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from headrace.core.errors import HeadraceError, RetryLater
 from headrace.core.specs import ReplicaEvent, ReplicaSpec, ReplicaState, ReplicaStatus
 from headrace.deploy import states
+from headrace.deploy.catalog import Catalog
 from headrace.deploy.child import Child
 
 
@@ -35,6 +36,9 @@ class ReplicaRecord:
     """Tells people what it waits for meanwhile."""
     held: list[int] = field(default_factory=list)
     """Descriptors that keep its artifacts from being evicted."""
+    catalog: Catalog | None = None
+    """Of a pack."""
+    culprit: str = ""
 
     def timed(self, event: ReplicaEvent, now: float) -> None:
         """Note how long it took from the command, which came at `begun`, to this event."""
@@ -54,7 +58,12 @@ class ReplicaRecord:
         if event.stuck is not None:
             self.stuck = event.stuck
             return
+        if event.entry is not None:
+            if self.catalog is not None:
+                self.catalog.said(event.entry)
+            return
         if event.state == "crashed":
+            self.culprit = event.culprit
             # It is about to be, and must not leave the snapshot before its routers have seen it die: they would take
             # it for one that leaves in good order, and send what has killed it to another as if nothing were.
             self.last_words = event.detail
@@ -67,6 +76,9 @@ class ReplicaRecord:
         """Its process is no more."""
         while self.held:
             os.close(self.held.pop())
+        if self.catalog is not None:
+            self.culprit = self.culprit or self.catalog.on_trial()
+            self.catalog.close()
         if self.state in states.ENDED:
             return  # it has said why itself
         if self.stopping or (code == 0 and self.state == "draining"):
@@ -91,5 +103,8 @@ class ReplicaRecord:
         """As the fleet port shows it."""
         pid = self.child.pid if self.child is not None else 0
         origin = self.child.origin if self.child is not None else ""
+        entries = self.catalog.entries() if self.catalog is not None else ()
         detail = self.detail or self.waits_for()
-        return ReplicaStatus(self.spec, self.state, pid, detail, self.timings_s, self.stuck, origin)
+        return ReplicaStatus(
+            self.spec, self.state, pid, detail, self.timings_s, self.stuck, origin, entries, self.culprit
+        )

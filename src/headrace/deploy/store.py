@@ -14,6 +14,7 @@ from sqlalchemy import (
     Integer,
     String,
     Table,
+    Text,
     func,
     insert,
     select,
@@ -22,6 +23,7 @@ from sqlalchemy import (
 
 from headrace.core import revisions
 from headrace.core.database import metadata, now
+from headrace.core.resources import DeploymentMode, Placement
 
 deployments = Table(
     "deployments",
@@ -35,6 +37,9 @@ deployments = Table(
     Column("revision", Integer, nullable=False),
     Column("created_at", String(32), nullable=False),
     Column("memory_mb", Integer, nullable=True),
+    Column("mode", String(16), nullable=False),
+    Column("placed", String(16), nullable=False),
+    Column("placed_why", Text, nullable=False),
 )
 
 
@@ -52,6 +57,14 @@ class Desired:
     revision: int
     created_at: str
     memory_mb: int | None = None
+    mode: DeploymentMode = "dedicated"
+    placed: Placement = "dedicated"
+    placed_why: str = ""
+
+    @property
+    def replica_memory_mb(self) -> int | None:
+        """Most memory of a replica of its own; that of a shared one is the model's."""
+        return None if self.mode == "shared" else self.memory_mb
 
     def waiting_share(self, routed: bool) -> float | None:
         """The percent that it takes once ready, of a model that is `routed` already or not: what was asked, or for the
@@ -70,8 +83,9 @@ def list_all(connection: Connection, of: Collection[int] | None = None) -> list[
 
 
 def replicas_wanted(connection: Connection) -> int:
-    """By all deployments together."""
-    found: int | None = connection.execute(select(func.sum(deployments.c.replicas))).scalar()
+    """By all deployments together that have replicas of their own."""
+    query = select(func.sum(deployments.c.replicas)).where(deployments.c.placed != "shared")
+    found: int | None = connection.execute(query).scalar()
     return found or 0
 
 
@@ -90,10 +104,19 @@ def create(
     threads: int,
     traffic_on_ready: float | None,
     memory_mb: int | None = None,
+    mode: DeploymentMode = "dedicated",
 ) -> None:
-    """Want a version to run; one that is wanted already takes the new numbers."""
+    """Want a version to run; one that is wanted already takes the new numbers. One that is `auto` anew starts out
+    shared; where it is so already, it stays where it is."""
     before = find(connection, model, version)
-    values = {"replicas": replicas, "threads": threads, "traffic_on_ready": traffic_on_ready, "memory_mb": memory_mb}
+    values: dict[str, object] = {
+        "replicas": replicas,
+        "threads": threads,
+        "traffic_on_ready": traffic_on_ready,
+        "memory_mb": memory_mb,
+    }
+    if before is None or before.mode != mode or before.placed == "isolated":
+        values |= {"mode": mode, "placed": "dedicated" if mode == "dedicated" else "shared", "placed_why": ""}
     if before is None:
         connection.execute(
             insert(deployments).values(
@@ -108,6 +131,11 @@ def create(
 def scale(connection: Connection, before: Desired, replicas: int) -> None:
     """Want another number of replicas."""
     _update(connection, before.model, before.version, replicas=replicas, revision=before.revision + 1)
+
+
+def place(connection: Connection, before: Desired, placed: Placement, why: str) -> None:
+    """Have a version served elsewhere."""
+    _update(connection, before.model, before.version, placed=placed, placed_why=why)
 
 
 def traffic_done(connection: Connection, model: int, version: int) -> None:

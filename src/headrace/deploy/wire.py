@@ -6,18 +6,19 @@ from typing import Literal
 
 import msgspec
 
-from headrace.core.specs import ReplicaSpec, ReplicaStatus
+from headrace.core.specs import CatalogOrder, ReplicaSpec, ReplicaStatus
 
 
 class NodeCommand(msgspec.Struct):
     """Control plane -> node."""
 
-    verb: Literal["lead", "start", "stop", "forget"]
-    """`lead`: the control plane named in `replica` leads from now on."""
+    verb: Literal["lead", "start", "stop", "forget", "catalog"]
+    """`lead`: the control plane named in `replica` leads from now on; `catalog`: of a pack changes."""
     replica: str
     spec: ReplicaSpec | None = None
     token: int = 0
     """The leader's fencing token: the node does nothing for one below the highest that it has seen."""
+    catalog: CatalogOrder | None = None
 
 
 class ZygoteStatus(msgspec.Struct, frozen=True):

@@ -29,7 +29,7 @@ from headrace.router.core import SWEEP_S, Router
 from headrace.router.grpc_api import inference_pb2 as pb
 from headrace.router.grpc_tensors import request_body, response
 from headrace.router.http import TIMEOUT_MAX_S
-from headrace.router.link import Tenant, choose
+from headrace.router.link import Tenant, choose_any
 from headrace.router.table import Target
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Inference:
             traceparent = caller.text("traceparent")
             unit = caller.text("x-unit") or traceparent or b"%d.%d" % (id(self), next(self._numbers))
             arm = target.decide(tenant.index, unit)
-            endpoint = choose(arm.endpoints, now) if arm is not None else None
+            endpoint = choose_any(arm, now) if arm is not None else None
             if arm is None or endpoint is None:
                 raise Unavailable(oip.why_not_ready(target))
         except HeadraceError as error:

@@ -27,7 +27,7 @@ import msgspec
 from headrace.core import frames, meta
 from headrace.core.report import Condemned
 from headrace.core.snapshot import Quarantined
-from headrace.router.link import Arm, Client, Late, ReplicaLink, Waiting, choose
+from headrace.router.link import Arm, Client, Late, ReplicaLink, Waiting, choose_any
 
 SUSPECT_S = 600.0
 SUSPECTS_MAX = 1024
@@ -186,8 +186,8 @@ class Guard:
                 self.held.popleft()
                 self.refuse(held.waiting, 504, "the deadline passed before an answer was ready")
                 continue
-            up = sum(link.up for link, _ in self.arm.endpoints)
-            endpoint = choose(self.arm.endpoints, now)
+            up = sum(link.up for link, _ in (*self.arm.endpoints, *self.arm.spares))
+            endpoint = choose_any(self.arm, now)
             if endpoint is None or (up < min(self.strength, 2) and now < held.until):
                 return
             self.held.popleft()
@@ -263,7 +263,8 @@ class Guards:
             return
         late = [one for one in late if now - one.at < SUSPECT_S]
         for arm in {*(one[6] for one in waiting), *(one.arm for one in late)}:
-            self.of(arm).strength = sum(endpoint is not link for endpoint, _ in arm.endpoints) + 1
+            others = [endpoint for endpoint, _ in (*arm.endpoints, *arm.spares) if endpoint is not link]
+            self.of(arm).strength = len(others) + 1
         clients = [*(one[0] for one in waiting), *(one.client for one in late)]
         culprits = [client for client in clients if isinstance(client, Held) and client.standing]
         for held in culprits:
@@ -284,7 +285,7 @@ class Guards:
             if held.standing:
                 until = guard.until(held.digest)
                 return guard.refuse(waiting, 422, guard.why(held.digest, until or 0.0))
-        elif solved and choose(guard.arm.endpoints, now, link) is not None:
+        elif solved and choose_any(guard.arm, now, link) is not None:
             return again(waiting, link, now)
         digest = held.digest if isinstance(held, Held) else digest_of(guard.arm, *waiting[7:10])
         if not solved:
@@ -312,7 +313,7 @@ def again(waiting: Waiting, link: ReplicaLink, now: float) -> None:
     client, seq, _, tenant, _, deadline, arm, *_, tries = waiting
     other = None
     if arm.idempotent and tries < TRIES and deadline > now and not client.gone:
-        other = choose(arm.endpoints, now, link)
+        other = choose_any(arm, now, link)
     if other is None:
         tenant.in_flight -= 1
         arm.error(tenant.index, 503)

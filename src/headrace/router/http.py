@@ -294,7 +294,9 @@ class Http(asyncio.Protocol):
         arm = target.decide(tenant.index, fields[_UNIT] or traceparent or b"%d.%d" % (id(self), seq))
         endpoint = choose(arm.endpoints, now) if arm is not None else None
         if arm is None or endpoint is None:
-            return self.refuse(seq, oip.not_ready(target), tenant.index)
+            endpoint = choose(arm.spares, now) if arm is not None else None
+            if arm is None or endpoint is None:
+                return self.refuse(seq, oip.not_ready(target), tenant.index)
 
         flags, json_length = 0, -1
         length = fields[_JSON_LENGTH]

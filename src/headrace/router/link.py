@@ -60,11 +60,13 @@ class Tenant:
 class Arm:
     """One version of a model as the router sees it."""
 
-    __slots__ = ("cells", "endpoints", "errors", "guard", "idempotent", "model", "version")
+    __slots__ = ("cells", "endpoints", "errors", "guard", "idempotent", "model", "spares", "version")
 
     def __init__(self, model: str, version: int) -> None:
         self.model, self.version = model, version
         self.endpoints: list[tuple[ReplicaLink, int]] = []
+        self.spares: list[tuple[ReplicaLink, int]] = []
+        """For when none of the endpoints is up."""
         self.idempotent = True
         self.guard: Guard | None = None
         """Whom its requests must pass, after one of its replicas has died."""
@@ -137,6 +139,11 @@ def choose(
             if endpoint[0].up and endpoint[0] is not avoid:
                 return endpoint
     return best
+
+
+def choose_any(arm: Arm, now: float, avoid: ReplicaLink | None = None) -> tuple[ReplicaLink, int] | None:
+    """`choose` among an arm's endpoints, else among its spares."""
+    return choose(arm.endpoints, now, avoid) or choose(arm.spares, now, avoid)
 
 
 class ReplicaLink(frames.FrameProtocol):

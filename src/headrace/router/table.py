@@ -182,7 +182,9 @@ class Table:
             arm = self._arms[key] = Arm(model.id, version.version)
         arm.idempotent = model.idempotent
         self._guards.told(arm, version.quarantined)
-        arm.endpoints = [(self.links[e.replica], e.slot) for e in version.endpoints if e.replica in self.links]
+        known = [e for e in version.endpoints if e.replica in self.links]
+        arm.endpoints = [(self.links[e.replica], e.slot) for e in known if not e.standby]
+        arm.spares = [(self.links[e.replica], e.slot) for e in known if e.standby]
         return arm
 
     @property

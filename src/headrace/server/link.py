@@ -18,6 +18,8 @@ class Owner(Protocol):
 
     links: set[RouterLink]
     slots: list[Slot]
+    active: set[Slot]
+    """Those with something to do."""
 
     def schedule(self) -> None:
         """Pump the slots and flush the links at the end of this loop tick."""
@@ -41,13 +43,13 @@ class RouterLink(frames.FrameProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
         self.owner.links.discard(self)
-        for slot in self.owner.slots:
+        for slot in list(self.owner.active):
             slot.cancel(self)
         self.owner.schedule()
 
     def on_data(self, data: bytes) -> int:
         unpack, size, view, now = frames.HEADER.unpack_from, frames.SIZE, memoryview(data), monotonic()
-        slots, i, n = self.owner.slots, 0, len(data)
+        slots, active, i, n = self.owner.slots, self.owner.active, 0, len(data)
         while n - i >= size:
             length, rid, kind, flags, slot, timeout_ms, tenant, meta_length = unpack(data, i)
             start = i + size
@@ -57,22 +59,25 @@ class RouterLink(frames.FrameProtocol):
             if kind == frames.REQUEST:
                 body = start + meta_length
                 if slot < len(slots) and body <= j:
-                    slots[slot].waiting.append(
+                    one = slots[slot]
+                    one.waiting.append(
                         (rid, now + timeout_ms / 1000, tenant, data[start:body], view[body:j], now, self, flags)
                     )
+                    active.add(one)
                 else:
                     self.refuse(rid, NotFound("the replica does not hold this version"))
             elif kind == frames.CANCEL:
                 if len(self.gone) < GONE_MAX:
                     self.gone.add(rid)
-                for one in slots:
+                for one in list(active):
                     one.cancel(self, rid)
             elif kind == frames.TRIAL and slot < len(slots):
                 body = start + meta_length
                 job = (rid, now + timeout_ms / 1000, tenant, data[start:body], view[body:j], now, self, flags)
                 slots[slot].trials.append(job)
+                active.add(slots[slot])
             elif kind == frames.GO:
-                for one in slots:
+                for one in list(active):
                     one.go(self, rid)
             elif kind == frames.STATISTICS and slot < len(slots):
                 self.out.append(frames.frame(frames.REPLY, rid, slot=200, body=slots[slot].statistics()))

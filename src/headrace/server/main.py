@@ -34,6 +34,7 @@ from headrace.server.engines.load import load, preload
 from headrace.server.engines.onnx_form import find as find_form
 from headrace.server.engines.port import Engine, warm_inputs
 from headrace.server.link import RouterLink
+from headrace.server.pack import Pack
 from headrace.server.slot import Slot
 from headrace.server.watchdog import Watchdog
 
@@ -62,6 +63,9 @@ class Replica:
             Slot(served, warm.engine, warm.run_s, self.schedule, loop.call_soon_threadsafe)
             for served, warm in zip(spec.versions, engines, strict=True)
         ]
+        self.active: set[Slot] = set()
+        """The slots with something to do."""
+        self.pack: Pack | None = None
         self._scheduled = False
 
     def schedule(self) -> None:
@@ -72,8 +76,12 @@ class Replica:
 
     def _tick(self) -> None:
         self._scheduled = False
-        for slot in self.slots:
+        for slot in list(self.active):
             slot.pump()
+            if slot.rests:
+                self.active.discard(slot)
+        if self.pack is not None:
+            self.pack.turn()
         for link in self.links:
             link.flush()
 
@@ -84,7 +92,9 @@ class Replica:
 
     def report(self) -> bytes:
         """The report since the last one, as the control plane reads it."""
-        report = ReplicaReport(self.spec.id, tuple(slot.report() for slot in self.slots), telemetry.rss_bytes())
+        pack = self.pack
+        slots = tuple(slot.report() for slot in (self.slots if pack is None else pack.stirred()))
+        report = ReplicaReport(self.spec.id, slots, telemetry.rss_bytes(), None if pack is None else pack.report())
         return msgspec.msgpack.encode(report)
 
     async def drain(self) -> None:
@@ -98,9 +108,15 @@ class Replica:
 
 
 def load_version(
-    served: ServedVersion, threads: int, timings: dict[str, float], warming: Callable[[], None], forms: str = ""
+    served: ServedVersion,
+    threads: int,
+    timings: dict[str, float],
+    warming: Callable[[], None],
+    forms: str = "",
+    runs: int = WARM_RUNS,
+    frugal: bool = False,
 ) -> Warm:
-    """Import, verify, load and warm one version. Raises HeadraceError or whatever the model raises."""
+    """Import, verify, load and warm one version, by so many runs. Raises HeadraceError or whatever the model raises."""
     start = time.monotonic()
     preload(served.engine)
     imported = time.monotonic()
@@ -110,11 +126,11 @@ def load_version(
         verify(Path(part.artifact), part.digest)
     form = find_form(Path(forms), served.digest) if forms and served.engine == "onnx" else None
     verified = time.monotonic()
-    engine = load(served.engine, path, served.options, served.signature, threads, served.parts, form).engine
+    engine = load(served.engine, path, served.options, served.signature, threads, served.parts, form, frugal).engine
     loaded = time.monotonic()
     warming()
     run_s = math.inf
-    for _ in range(WARM_RUNS):
+    for _ in range(runs):
         started = time.monotonic()
         engine.run(warm_inputs(engine))
         run_s = min(run_s, time.monotonic() - started)
@@ -130,6 +146,12 @@ def load_version(
     return Warm(engine, run_s)
 
 
+def load_packed(served: ServedVersion, runs: int) -> tuple[Engine, float]:
+    """Load a version beside many others."""
+    warm = load_version(served, 1, {}, lambda: None, runs=runs, frugal=True)
+    return warm.engine, warm.run_s
+
+
 async def serve(
     spec: ReplicaSpec, engines: list[Warm], events: Events, timings: dict[str, float], watchdog: Watchdog
 ) -> None:
@@ -137,7 +159,10 @@ async def serve(
     loop = asyncio.get_running_loop()
     replica = Replica(spec, engines, loop)
     watchdog.watch(replica.slots)
-    stop = watch_stop(loop)
+    pack = None
+    if spec.pack is not None:
+        pack = replica.pack = Pack(spec.pack, replica, load_packed, events.send, loop)
+    stop = watch_stop(loop, None if pack is None else pack.change)
     path = spec.address.removeprefix("unix:")
     if os.path.exists(path):
         os.unlink(path)
@@ -153,6 +178,8 @@ async def serve(
         server.close()
         await replica.drain()
     finally:
+        if pack is not None:
+            pack.close()
         await peer.stop()
         if os.path.exists(path):
             os.unlink(path)
@@ -166,6 +193,9 @@ def run(spec_file: BinaryIO, events: Events) -> int:
     events.send(ReplicaEvent("loading"))
     watchdog = Watchdog(events.send, spec.memory_mb)
     watchdog.start()
+    if spec.pack is not None:
+        preload("onnx")  # before it is measured what the process takes without models
+        events.send(ReplicaEvent("warming"))
     for served in spec.versions:
         try:
             warm = load_version(served, spec.threads, timings, lambda: events.send(ReplicaEvent("warming")), spec.forms)

@@ -20,7 +20,7 @@ import msgspec
 
 from headrace.core import frames, meta
 from headrace.core.errors import DeadlineExceeded, HeadraceError, InvalidInput, PlatformFault
-from headrace.core.report import SlotReport
+from headrace.core.report import SlotReport, StepReport
 from headrace.core.specs import ServedVersion
 from headrace.core.telemetry import Durations
 from headrace.server.batcher import BatchPolicy, Run, WorkConserving, plan_runs
@@ -70,7 +70,7 @@ class Slot:
 
     Args:
         served: the version.
-        engine: its loaded engine.
+        engine: its loaded engine; None: `equip` brings it.
         run_s: how long it ran when it was warm.
         wake: asks the replica to call `pump` and to send what was answered, soon; called from the loop's thread.
         call_soon: hands a function to the loop's thread from another one.
@@ -79,15 +79,12 @@ class Slot:
     def __init__(
         self,
         served: ServedVersion,
-        engine: Engine,
+        engine: Engine | None,
         run_s: float,
         wake: Callable[[], None],
         call_soon: Callable[[Callable[[], None]], object],
     ) -> None:
         self.served = served
-        self.engine = engine
-        name = served.model.rpartition("/")[2]
-        self.codec = Codec(name, served.version, engine.signature, finite=served.options.nan == "reject")
         self.waiting: deque[Job] = deque()
         self.trials: deque[Job] = deque()
         """Each runs alone, once its router has said so."""
@@ -102,17 +99,31 @@ class Slot:
         self._call_soon = call_soon
         self._runs: deque[Run[Job]] = deque()
         self._standing: Job | None = None  # a trial whose router was asked
-        self._recent_s = deque([run_s] * RECENT, RECENT)  # durations of the last runs
+        self._recent_s: deque[float]  # durations of the last runs
         self._thread: ThreadPoolExecutor | None = None
         self._queue_s = Durations()
         self._engine_s = Durations()
         self._batch_rows: dict[int, int] = {}
         self._reported = Totals()
+        if engine is not None:
+            self.equip(engine, run_s)
+
+    def equip(self, engine: Engine, run_s: float) -> None:
+        """Run by this engine from now on."""
+        self.engine = engine
+        name = self.served.model.rpartition("/")[2]
+        self.codec = Codec(name, self.served.version, engine.signature, finite=self.served.options.nan == "reject")
+        self._recent_s = deque([run_s] * RECENT, RECENT)
 
     @property
     def idle(self) -> bool:
         """Nothing waits and nothing runs."""
         return not (self.waiting or self.trials or self._runs or self.busy)
+
+    @property
+    def rests(self) -> bool:
+        """There is nothing to pump until something happens to it."""
+        return self.idle
 
     def pump(self) -> None:
         """Start what can be started: decode what waits, run one batch."""
@@ -329,11 +340,14 @@ class Slot:
             self._batch_rows,
             self._queue_s.take(),
             self._engine_s.take(),
-            self.engine.take_steps() if isinstance(self.engine, Composed) else (),
+            self._take_steps(),
         )
         self._reported = Totals(now.requests, now.failures, now.rows, now.batches)
         self._batch_rows = {}
         return report
+
+    def _take_steps(self) -> tuple[StepReport, ...]:
+        return self.engine.take_steps() if isinstance(self.engine, Composed) else ()
 
     def statistics(self) -> bytes:
         """Triton's statistics extension, one `model_stats` entry as JSON."""

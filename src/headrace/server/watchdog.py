@@ -80,22 +80,24 @@ class Watchdog:
             if slots:
                 alarm_s = max(slot.served.options.run_limit_s or RUN_LIMIT_S for slot in slots)
                 signal.setitimer(signal.ITIMER_REAL, alarm_s + 1.0)
-            runs = [(began, limit_s(slot, began)) for slot in slots if (began := slot.began)]
-            stuck = any(now - began > STUCK * limit for began, limit in runs)
+            runs = [(began, limit_s(slot, began), slot) for slot in slots if (began := slot.began)]
+            stuck = any(now - began > STUCK * limit for began, limit, _ in runs)
             if stuck != self._stuck:
                 self._stuck = stuck
                 self._tell(ReplicaEvent("ready", stuck=stuck))
-            for began, limit in runs:
+            for began, limit, slot in runs:
                 if now - began > limit:
-                    self._end("crashed", f"watchdog: a run had not ended after {now - began:.1f} s")
+                    self._end("crashed", f"watchdog: a run had not ended after {now - began:.1f} s", [slot])
             if self._memory_mb is not None and rss_bytes() > self._memory_mb << 20:
                 # Before it serves it is the version that does not fit, and to start it again would not help.
-                self._end("crashed" if slots else "failed", f"memory limit of {self._memory_mb} MB exceeded")
+                running = [slot for _, _, slot in runs]
+                self._end("crashed" if slots else "failed", f"memory limit of {self._memory_mb} MB exceeded", running)
 
-    def _end(self, state: ReplicaState, why: str) -> None:
+    def _end(self, state: ReplicaState, why: str, running: Sequence[Slot]) -> None:
         log.error(why)
         faulthandler.dump_traceback(sys.stderr, all_threads=True)
-        self._tell(ReplicaEvent(state, why))
+        (culprit,) = [f"{one.served.model}@{one.served.version}" for one in running] if len(running) == 1 else [""]
+        self._tell(ReplicaEvent(state, why, culprit=culprit))
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -47,9 +47,9 @@ async def list_deployments(
 ) -> r.Page[r.Deployment]:
     """By tenant, model and version."""
     asked = await context(request, tenant)
-    statuses, standings = platform.fleet.statuses(), platform.standings()
+    statuses, standings, residents = platform.fleet.statuses(), platform.standings(), platform.telemetry.residents()
     found = await platform.store.read(
-        lambda c: views.deployments(c, reach(c, asked), statuses, standings, platform.starts)
+        lambda c: views.deployments(c, reach(c, asked), statuses, standings, residents, platform.starts)
     )
     found = [d for d in found if model in (None, d.model) and in_state in (None, d.state)]
     return page(

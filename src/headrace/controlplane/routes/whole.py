@@ -25,11 +25,12 @@ async def status(request: Http[Any, Any, Any], platform: Api) -> r.Status:
     """Routers, models with rates of the last 10 s, deployments."""
     asked = await context(request)
     measured = platform.telemetry.models()
-    statuses, standings, starts = platform.fleet.statuses(), platform.standings(), platform.starts
+    statuses, standings, residents = platform.fleet.statuses(), platform.standings(), platform.telemetry.residents()
 
     def read(c: Connection) -> tuple[list[r.Model], list[r.Deployment]]:
         tenants = reach(c, asked)
-        return views.models(c, tenants), views.deployments(c, tenants, statuses, standings, starts)
+        found = views.deployments(c, tenants, statuses, standings, residents, platform.starts)
+        return views.models(c, tenants), found
 
     models, deployments = await platform.store.read(read)
     ready: Counter[tuple[str, str]] = Counter()
@@ -45,7 +46,8 @@ async def status(request: Http[Any, Any, Any], platform: Api) -> r.Status:
     routers = platform.telemetry.routers()
     epoch = max([router.epoch for router in routers], default=0)
     uptime_s = time.monotonic() - STARTED
-    return r.Status(__version__, uptime_s, epoch, platform.url, platform.grpc_url, routers, rows, deployments)
+    packs = platform.telemetry.packs() if asked.principal.role == "admin" else []
+    return r.Status(__version__, uptime_s, epoch, platform.url, platform.grpc_url, routers, rows, deployments, packs)
 
 
 @get("/api/v1/changes", summary="The audit")

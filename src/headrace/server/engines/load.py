@@ -53,6 +53,7 @@ def load(
     threads: int = 1,
     parts: Sequence[ServedPart] = (),
     form: Form | None = None,
+    frugal: bool = False,
 ) -> Loaded:
     """Load an artifact.
 
@@ -65,12 +66,13 @@ def load(
         threads: of the engine within one run.
         parts: of a pipeline, the versions that it runs.
         form: of an ONNX model, the serving form to open in its place.
+        frugal: rather less memory than quicker runs, where the engine has the choice.
 
     Raises:
         InvalidInput: an unknown engine, an option or signature that the model contradicts; names the field.
         Unprocessable: the artifact does not load, or may not (an untrusted pickle).
     """
-    adapter = _adapter(engine, parts, form)
+    adapter = _adapter(engine, parts, form, frugal)
     options = DEFAULTS[engine] if options is None else options
     if signature is not None:
         check(signature, partly=True)
@@ -116,13 +118,13 @@ def preload(engine: str, shared: bool = False) -> None:
             import skops.io  # with all of scikit-learn  # noqa: F401
 
 
-def _adapter(engine: str, parts: Sequence[ServedPart], form: Form | None = None) -> Adapter:
+def _adapter(engine: str, parts: Sequence[ServedPart], form: Form | None = None, frugal: bool = False) -> Adapter:
     """The one place that imports lazily: a replica pays, in memory and start-up, only for the engine that it runs."""
     match engine:
         case "onnx":
             from headrace.server.engines.onnx import OnnxEngine
 
-            return OnnxEngine if form is None else partial(OnnxEngine, form=form)
+            return partial(OnnxEngine, form=form, frugal=frugal)
         case "xgboost":
             from headrace.server.engines.xgboost import XgboostEngine
 
