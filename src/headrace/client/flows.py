@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -44,6 +44,11 @@ def all_pages(memory: Memory, first: Call[r.Page[T]]) -> Flow[list[T]]:
 def list_models(memory: Memory, tenant: str | None = None, q: str | None = None) -> Flow[list[r.Model]]:
     """All models, by tenant and name, where all terms of `q` are found in what is said of them and their versions."""
     return (yield from all_pages(memory, calls.list_models(tenant, q)))
+
+
+def list_devices(memory: Memory) -> Flow[list[r.DeviceStatus]]:
+    """The fleet's devices by id, with what replicas take of each."""
+    return (yield from all_pages(memory, calls.list_devices()))
 
 
 # ------------------------------------------------------------------------------------------------ inference
@@ -248,6 +253,9 @@ def create_deployment(
     threads: int = 1,
     traffic: float | None = None,
     memory_mb: int | None = None,
+    tiers: Sequence[str] = (),
+    spot: bool = False,
+    compute: float | None = None,
     reason: str | None = None,
     wait: bool = True,
     wait_s: float = 60.0,
@@ -261,6 +269,9 @@ def create_deployment(
         threads: of the engine, per replica.
         traffic: percent of the traffic it takes once ready.
         memory_mb: most memory of a replica, in MiB; one that takes more is killed.
+        tiers: hardware that it may run on, any of them, such as ``["l40", "a100"]``; none: processors.
+        spot: it may run on devices that the provider may take away.
+        compute: reserved for each replica: cores, or accelerators with a T4 for 1.
         reason: for the audit.
         wait: whether to wait.
         wait_s: how long at most.
@@ -270,7 +281,8 @@ def create_deployment(
         Unprocessable: it failed, with what it said.
         Unavailable: it was not ready in time.
     """
-    outcome = yield from request(memory, calls.deploy(reference, replicas, threads, traffic, reason, memory_mb))
+    call = calls.deploy(reference, replicas, threads, traffic, reason, memory_mb, tiers, spot, compute)
+    outcome = yield from request(memory, call)
     found = outcome.result
     if not wait:
         return outcome

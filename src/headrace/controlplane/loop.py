@@ -9,13 +9,15 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from sqlalchemy import Connection
 
-from headrace.controlplane import accounts, changes, composing
+from headrace.controlplane import accounts, changes, composing, placing
 from headrace.controlplane.artifacts import Artifacts
 from headrace.controlplane.attention import Attention
+from headrace.controlplane.placing import Placing
 from headrace.controlplane.publisher import Guard, Publisher
 from headrace.controlplane.routing_state import ModelState, RoutingState
 from headrace.controlplane.settle import due, settle
@@ -24,7 +26,9 @@ from headrace.core.errors import Unavailable
 from headrace.core.specs import ReplicaSpec, ServedVersion
 from headrace.deploy.fleet import replica_id
 from headrace.deploy.local import LocalFleet
+from headrace.deploy.rebalance import Move
 from headrace.deploy.reconcile import STARTING, Death, Memory, Plan, Standing, Target, Want, reconcile
+from headrace.deploy.store import Desired
 
 log = logging.getLogger("headrace.deploy")
 TICK_S = 1.0
@@ -43,6 +47,7 @@ class Manager:
         folder: where replicas' sockets go.
         control: the control plane's socket, to which replicas report.
         drain_s: how long a replica may finish what it has.
+        placing: which devices they go to.
         guard: raises in a transaction where another control plane leads by now.
     """
 
@@ -55,6 +60,7 @@ class Manager:
         folder: str,
         control: str,
         drain_s: float,
+        placing: Placing,
         guard: Guard = lambda _: None,
     ) -> None:
         self.standings: dict[Target, Standing] = {}
@@ -65,6 +71,7 @@ class Manager:
         self._folder = folder
         self._control = control
         self._drain_s = drain_s
+        self._placing = placing
         self._guard = guard
         self._memory: dict[Target, Memory] = {}
         self._attention = Attention()
@@ -113,12 +120,9 @@ class Manager:
             # What was asked for has not shown yet: another look now would ask for it again.
             return Plan(standings=self.standings)
         state = self._publisher.state
+        self._attention.also(move.model for move in self._placing.moves.values())
         scope = self._attention.scope(state, statuses)
-        wants = [
-            Want((model.id, d.version), d.replicas, d.revision, d.threads, d.memory_mb)
-            for model in scope.models.values()
-            for d in model.deployments
-        ]
+        wants = self._placing.wants(scope.models.values(), statuses, self._memory)
         memory = {target: self._memory[target] for target in scope.targets if target in self._memory}
         plan = reconcile(wants, scope.statuses, self._publisher.draining, memory, now)
         for target in scope.targets:
@@ -126,7 +130,7 @@ class Manager:
             self.standings.pop(target, None)
         self._memory |= memory
         self.standings |= plan.standings
-        await self._act(scope.models.values(), plan, now)
+        await self._act(scope.models.values(), plan, wants, now)
         if due(scope.models.values(), self.standings):  # seldom; then it is decided again, in the transaction
             await self._store.run(lambda c: self._settle(c, state, scope.models))
             self.wake()
@@ -138,7 +142,7 @@ class Manager:
         self._guard(connection)
         settle(connection, before, models, self.standings)
 
-    async def _act(self, models: Iterable[ModelState], plan: Plan, now: float) -> None:
+    async def _act(self, models: Iterable[ModelState], plan: Plan, wants: Sequence[Want], now: float) -> None:
         if plan.stop:
             # Out of the snapshot before it is told: nothing new then comes to a replica that is draining.
             self._publisher.draining |= set(plan.stop)
@@ -149,17 +153,49 @@ class Manager:
             await self._fleet.stop(replica)
         for replica in plan.forget:
             await self._fleet.forget(replica)
-        by_name = {model.id: model for model in models}
-        starting = sum(status.state in STARTING for status in self._fleet.statuses())
-        pulling = sum(status.state == "pulling" for status in self._fleet.statuses())
-        room = min(STARTS_MAX - starting, PULLING_MAX - pulling)
-        for target in plan.start[: max(room, 0)]:  # the rest at a next look: a model of it is restless
-            spec = self._spec(by_name[target[0]], target)
+        if plan.start:
+            await self._start({model.id: model for model in models}, plan, wants, now)
+
+    async def _start(self, models: dict[str, ModelState], plan: Plan, wants: Sequence[Want], now: float) -> None:
+        """Place and start replicas. Those that are too many, or find no room, are restless: they are tried again."""
+        statuses = self._fleet.statuses()
+        starting = sum(status.state in STARTING for status in statuses)
+        pulling = sum(status.state == "pulling" for status in statuses)
+        slots = min(STARTS_MAX - starting, PULLING_MAX - pulling)
+        if slots <= 0:
+            return
+        if moves := self._placing.beginning(plan.start):  # before it is done: then the budget counts it for sure
+            await self._store.run(lambda c: self._write_moves(c, moves))
+            self._placing.begun |= {move.replica for move in moves}
+        look = self._placing.look(statuses, placing.old_replicas(wants, statuses)) if self._placing.devices() else None
+        for target in plan.start:
+            desired = next(d for d in models[target[0]].deployments if d.version == target[1])
+            spec = self._spec(models[target[0]], desired, target)
+            if look is not None:
+                choice = self._placing.choose(look, desired, target, spec)
+                if choice.device is None:
+                    self._no_room(plan, target, choice.reason)
+                    continue
+                log.info("%s goes to %s", spec.id, choice.reason)
+                spec = placing.placed(spec, choice)
             self._starting[spec.id] = now + START_SEEN_S
             await self._fleet.start(spec)
+            slots -= 1
+            if not slots:
+                return
 
-    def _spec(self, model: ModelState, target: Target) -> ReplicaSpec:
-        desired = next(d for d in model.deployments if d.version == target[1])
+    def _no_room(self, plan: Plan, target: Target, reason: str) -> None:
+        """Say why a replica waits; what is said keeps its deployment restless."""
+        standing = plan.standings[target]
+        if reason not in standing.detail:
+            told = reason if standing.state == "requested" else "; ".join(filter(None, (standing.detail, reason)))
+            plan.standings[target] = self.standings[target] = replace(standing, detail=told)
+
+    def _write_moves(self, connection: Connection, moves: Sequence[Move]) -> None:
+        self._guard(connection)
+        placing.write_down(connection, moves)
+
+    def _spec(self, model: ModelState, desired: Desired, target: Target) -> ReplicaSpec:
         row = model.versions[desired.version]
         id_ = replica_id(*target)
         served = ServedVersion(
@@ -175,7 +211,17 @@ class Manager:
             composing.served(model.parts.get(row.version, ()), self._artifacts.path),
         )
         address = f"unix:{os.path.join(self._folder, id_[-17:])}"
-        return ReplicaSpec(id_, address, (served,), desired.threads, self._control, self._drain_s, desired.memory_mb)
+        return ReplicaSpec(
+            id_,
+            address,
+            (served,),
+            desired.threads,
+            self._control,
+            self._drain_s,
+            desired.memory_mb,
+            "",
+            desired.compute,
+        )
 
 
 def write_down(connection: Connection, deaths: Iterable[Death]) -> None:

@@ -23,13 +23,15 @@ from headrace.controlplane.leadership import Forwarding, Leadership
 from headrace.controlplane.link import Hub
 from headrace.controlplane.loop import Manager
 from headrace.controlplane.metrics import Metrics
+from headrace.controlplane.placing import Placing
 from headrace.controlplane.platform import Platform, Principal, Request
 from headrace.controlplane.publisher import Publisher
+from headrace.controlplane.rebalancing import Rebalancing
 from headrace.controlplane.store import Store, open_store
 from headrace.core.errors import HeadraceError, NotFound
 from headrace.core.process import Events, watch_stop
 from headrace.core.report import Command, CommandReply, ReplicaReport, RouterReport
-from headrace.core.resources import DeploymentCreate, Role
+from headrace.core.resources import DeploymentCreate, DeviceStatus, Role
 from headrace.core.specs import ControlSpec, ProcessEvent
 from headrace.deploy import store as deploy_store
 from headrace.deploy.local import LocalFleet
@@ -115,19 +117,25 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     leadership = Leadership(store, f"{spec.name}@{socket.gethostname()}:{spec.port}", spec.url)
     check = leadership.check
     publisher = Publisher(store, hub, fleet, spec.anonymous_tenant, check)
-    manager = Manager(store, fleet, publisher, artifacts, spec.replica_folder, spec.control, spec.drain_s, check)
+    placing = Placing(fleet, spec.tiers, metrics.resident_mb)
+    sockets = (spec.replica_folder, spec.control)
+    manager = Manager(store, fleet, publisher, artifacts, *sockets, spec.drain_s, placing, check)
+    rebalancing = Rebalancing(
+        store, publisher, placing, fleet.statuses, lambda: manager.standings, spec.rebalance_s, manager.wake
+    )
     examiner = Examiner()
     platform = Platform(
         store,
         artifacts,
         examiner,
         publisher,
-        Woken(fleet, manager),
+        Woken(fleet, manager, placing, rebalancing),
         metrics,
         lambda: manager.standings,
         spec.replicas_max,
         spec.http_url,
         spec.grpc_url,
+        spec.tiers,
     )
     commands = Commands(platform)
     reports = Reports(platform, metrics)
@@ -140,6 +148,7 @@ async def serve(spec: ControlSpec, events: Events) -> None:
         await manager.tick()
         leadership.begin()
         working = [loop.create_task(manager.run()), loop.create_task(artifacts.keep_tidy())]
+        working.append(loop.create_task(rebalancing.run()))
         try:
             await leadership.keep()
         finally:
@@ -223,9 +232,15 @@ class Api(uvicorn.Server):
 class Woken:
     """The fleet as the use cases need it: `ports.Fleet`."""
 
-    def __init__(self, fleet: LocalFleet, manager: Manager) -> None:
+    def __init__(self, fleet: LocalFleet, manager: Manager, placing: Placing, rebalancing: Rebalancing) -> None:
         self.statuses = fleet.statuses
         self.wake = manager.wake
+        self.placement = rebalancing.plan
+        self._placing = placing
+
+    def devices(self) -> list[DeviceStatus]:
+        """See `ports.Fleet.devices`."""
+        return self._placing.shown(self.statuses())
 
 
 def tenant_name(publisher: Publisher, index: int) -> str:

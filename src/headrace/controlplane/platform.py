@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -21,6 +21,7 @@ from headrace.controlplane.artifacts import Artifacts
 from headrace.controlplane.changes import Record
 from headrace.controlplane.ports import Fleet, Routing, Telemetry
 from headrace.controlplane.store import Store
+from headrace.core.devices import TIERS, Tier
 from headrace.core.errors import (
     Conflict,
     Forbidden,
@@ -96,6 +97,7 @@ class Platform:
     Args:
         replicas_max: how many all deployments together may want.
         url: where inference is to be had over HTTP, and `grpc_url` over gRPC (empty: not at all).
+        tiers: hardware that deployments may name, with its prices.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Platform:
         replicas_max: int = 256,
         url: str = "",
         grpc_url: str = "",
+        tiers: Mapping[str, Tier] = TIERS,
     ) -> None:
         self.store = store
         self.artifacts = artifacts
@@ -120,6 +123,7 @@ class Platform:
         self.standings = standings
         self.replicas_max = replicas_max
         self.url, self.grpc_url = url, grpc_url
+        self.tiers = tiers
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         """(actor, idempotency key) -> whoever is at work under it."""
 

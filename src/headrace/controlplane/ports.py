@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from headrace.core.resources import ModelStatus, RouterStatus
+from headrace.core.resources import DeviceStatus, ModelStatus, PlacementPlan, RouterStatus
 from headrace.core.specs import ReplicaStatus
 
 
@@ -30,6 +30,12 @@ class Fleet(Protocol):
 
     def statuses(self) -> tuple[ReplicaStatus, ...]:
         """Every replica known, in any state."""
+
+    def devices(self) -> list[DeviceStatus]:
+        """Where they may be, and what is there."""
+
+    def placement(self) -> PlacementPlan:
+        """What the background optimiser found last."""
 
     def wake(self) -> None:
         """Desired state has changed: reconcile now rather than at the next tick."""

@@ -43,6 +43,8 @@ def tag(resource: msgspec.Struct) -> str:
             resource.threads,
         )
         desired += (resource.memory_mb,) if resource.memory_mb is not None else ()
+        terms = (tuple(resource.tiers), resource.spot, resource.compute)
+        desired += (terms,) if terms != ((), False, None) else ()
         return hashlib.sha256(msgspec.json.encode((*desired, resource.created_at))).hexdigest()[:16]
     return hashlib.sha256(msgspec.json.encode(resource)).hexdigest()[:16]
 
@@ -237,8 +239,14 @@ def deployment(
         standing.ready,
         desired.threads,
         standing.detail,
-        [resources.Replica(s.spec.id, s.state, s.pid, s.detail, s.timings_s) for s in replicas.get(target, [])],
+        [
+            resources.Replica(s.spec.id, s.state, s.pid, s.detail, s.timings_s, s.spec.device)
+            for s in replicas.get(target, [])
+        ],
         weights_of(policy.split).get(desired.version, 0.0),
         desired.created_at,
         desired.memory_mb,
+        list(desired.terms.tiers),
+        desired.spot,
+        desired.compute,
     )

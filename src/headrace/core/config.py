@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from headrace.core.devices import PROCESSORS, TIERS, Tier
 from headrace.core.errors import InvalidInput
 from headrace.core.names import did_you_mean
 from headrace.core.secret import redacted
@@ -22,6 +23,18 @@ from headrace.core.secret import redacted
 def default_data_folder() -> str:
     """``$XDG_DATA_HOME/headrace`` or ``~/.local/share/headrace``."""
     return str(Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "headrace")
+
+
+class OwnDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A device that the settings say this node has."""
+
+    name: str
+    """Unique on the node: ``cpu0``, ``gpu1``."""
+    memory_mb: int
+    compute: float
+    """Cores of processors; 1 for an accelerator."""
+    tier: str = PROCESSORS
+    spot: bool = False
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,6 +87,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Reference to the session token, likewise."""
     replicas_max: int = 256
     """Replicas that all deployments together may want: each is a process."""
+    tiers: dict[str, Tier] = {}
+    """Prices and speeds of hardware, by tier, over those that are built in; as JSON where it is not in the file."""
+    devices: tuple[OwnDevice, ...] = ()
+    """What this node has, as JSON where it is not in the file; empty: what is found on the machine."""
+    rebalance_s: float = 600.0
+    """How often it is looked whether fewer or cheaper devices would do; 0: never."""
     drain_s: float = 30.0
     """How long a replica or router finishes what it has after being told to stop."""
     log_level: str = "info"
@@ -94,12 +113,15 @@ LIMITS: dict[str, tuple[float, float]] = {
     "artifact_grace_s": (0, 1e9),
     "cache_max_bytes": (1, 1 << 50),
     "replicas_max": (1, 1_000_000),
+    "rebalance_s": (0, 1e9),
     "drain_s": (0, 86_400),
 }
 """Least and most of each setting that is a number."""
 NEAR = 0.88
 """Likeness from which a variable is taken for one of ours with a slip in it."""
 _DATABASE = re.compile(r"postgresql\+psycopg://(.*@)?[^/@]*/[^/?]+(\?.*)?$")
+_TIER = re.compile(r"[a-z0-9][a-z0-9-]{0,31}$")
+NUMBER_MAX = 1e9
 CLIENT_VARIABLES = ("HEADRACE_URL", "HEADRACE_CONTROL_URL", "HEADRACE_API_KEY")
 """Read by clients, not by the platform."""
 
@@ -149,6 +171,8 @@ def load(file: Path | None, environment: Mapping[str, str], command_line: Mappin
         if value is not None:
             values[name] = value
             origins[name] = "command line"
+    for name in ("tiers", "devices"):
+        values |= {name: _json(name, values[name], origins[name])} if isinstance(values.get(name), str) else {}
     try:
         settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
@@ -161,7 +185,8 @@ def load(file: Path | None, environment: Mapping[str, str], command_line: Mappin
             expected = f"{name}: {value}, expected {least:.15g} to {most:.15g} ({origins[name]})"
             raise InvalidInput(expected, field=name)
     _check_database(settings, origins["database"])
-    return Loaded(settings, origins)
+    _check_devices(settings, origins)
+    return Loaded(msgspec.structs.replace(settings, tiers=TIERS | settings.tiers), origins)
 
 
 def shown(loaded: Loaded) -> Loaded:
@@ -181,6 +206,31 @@ def _check_database(settings: Settings, origin: str) -> None:
             field="control_planes",
             hint="set database to a PostgreSQL server",
         )
+
+
+def _check_devices(settings: Settings, origins: Mapping[str, str]) -> None:
+    for name, tier in settings.tiers.items():
+        if not _TIER.match(name):
+            raise InvalidInput(f"tiers: {name!r}, expected letters, digits and - ({origins['tiers']})", field="tiers")
+        numbers = (tier.price_per_h, tier.speed, tier.spot_price_per_h or 0.0)
+        if not all(0 <= number <= NUMBER_MAX for number in numbers) or not tier.speed:
+            expected = f"expected prices of 0 to {NUMBER_MAX:g} and a speed above 0"
+            raise InvalidInput(f"tiers: {name}: {expected} ({origins['tiers']})", field="tiers")
+    names = [device.name for device in settings.devices]
+    for device in settings.devices:
+        if not _TIER.match(device.name) or names.count(device.name) > 1:
+            expected = "expected letters, digits and -, each name once"
+            raise InvalidInput(f"devices: {device.name!r}, {expected} ({origins['devices']})", field="devices")
+        if not (1 <= device.memory_mb <= NUMBER_MAX and 0 <= device.compute <= NUMBER_MAX):
+            expected = f"expected memory_mb of 1 to {NUMBER_MAX:g} and compute of 0 to {NUMBER_MAX:g}"
+            raise InvalidInput(f"devices: {device.name}: {expected} ({origins['devices']})", field="devices")
+
+
+def _json(name: str, text: str, origin: str) -> object:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise InvalidInput(f"{name}: not JSON: {error} ({origin})", field=name) from None
 
 
 def _check_known(name: str, origin: str) -> None:

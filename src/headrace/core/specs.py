@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from headrace.core.devices import Tier
 from headrace.core.golden import Golden, GoldenResult
 from headrace.core.signature import Signature
 from headrace.core.storage import S3Spec
@@ -84,6 +85,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     """Most resident memory of the process, in MiB; above it, it is killed. None: no limit."""
     device: str = ""
     """Id of the `devices.Device` that it was placed on; empty: its fleet's choice."""
+    compute: float | None = None
+    """Reserved for it: cores, or accelerators with a T4 for 1."""
 
 
 class ReplicaStatus(msgspec.Struct, frozen=True):
@@ -171,6 +174,8 @@ class ControlSpec(msgspec.Struct, frozen=True):
     """Where clients and the other control planes reach it."""
     control_url: str = ""
     """Where clients reach the first of them."""
+    tiers: dict[str, Tier] = {}
+    rebalance_s: float = 600.0
 
 
 class ExaminationRequest(msgspec.Struct, frozen=True):

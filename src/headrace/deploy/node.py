@@ -34,6 +34,7 @@ from headrace.core.specs import (
 from headrace.core.storage import S3Spec, s3_of
 from headrace.deploy import states
 from headrace.deploy.child import Child
+from headrace.deploy.inventory import devices, visible
 from headrace.deploy.place import clear_sockets, lock, new_quota, reserve_port, run_folder
 from headrace.deploy.pulls import Pulls
 from headrace.deploy.record import ReplicaRecord
@@ -72,6 +73,7 @@ class Node:
         self.folder = folder
         self.run = run
         self.ports = ports
+        self.devices = devices(socket.gethostname(), settings.devices, settings.tiers)
         self.logs = folder / "logs"
         self.replicas: dict[str, ReplicaRecord] = {}
         self.services: dict[str, Child] = {}
@@ -133,6 +135,8 @@ class Node:
             name,
             self.url(name),
             self.url("control"),
+            s.tiers,
+            s.rebalance_s,
         )
 
     def _router(self, name: str, port: int) -> RouterSpec:
@@ -278,7 +282,15 @@ class Node:
             self.touch()
 
         spec = record.spec
-        return Child(spec.id, "headrace.server.main", spec, self.logs, line, ended, thread_limits(spec.threads))
+        return Child(
+            spec.id,
+            "headrace.server.main",
+            spec,
+            self.logs,
+            line,
+            ended,
+            thread_limits(spec.threads) | visible(spec.device),
+        )
 
     # ------------------------------------------------------------------------------------------------ socket
     def touch(self) -> None:
@@ -288,7 +300,8 @@ class Node:
     def state(self) -> bytes:
         """What the control plane reads."""
         routers = sorted(name for name in self.ready if name.startswith("router"))
-        return msgspec.json.encode(NodeState([r.status() for r in self.replicas.values()], routers)) + b"\n"
+        replicas = [r.status() for r in self.replicas.values()]
+        return msgspec.json.encode(NodeState(replicas, routers, self.devices)) + b"\n"
 
     async def tell(self) -> None:
         """Send the state after every change."""

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Integer,
     String,
     Table,
+    false,
     func,
     insert,
     select,
@@ -22,6 +23,7 @@ from sqlalchemy import (
 
 from headrace.core import revisions
 from headrace.core.database import metadata, now
+from headrace.deploy.demand import ANYWHERE, Terms
 
 deployments = Table(
     "deployments",
@@ -35,6 +37,9 @@ deployments = Table(
     Column("revision", Integer, nullable=False),
     Column("created_at", String(32), nullable=False),
     Column("memory_mb", Integer, nullable=True),
+    Column("tiers", String(400), nullable=False, server_default=""),
+    Column("spot", Boolean, nullable=False, server_default=false()),
+    Column("compute", Float, nullable=True),
 )
 
 
@@ -52,6 +57,15 @@ class Desired:
     revision: int
     created_at: str
     memory_mb: int | None = None
+    tiers: str = ""
+    """Names with commas between them."""
+    spot: bool = False
+    compute: float | None = None
+
+    @property
+    def terms(self) -> Terms:
+        """How it wants to be placed."""
+        return Terms(tuple(self.tiers.split(",")) if self.tiers else (), self.spot, self.replicas)
 
 
 def list_all(connection: Connection, of: Collection[int] | None = None) -> list[Desired]:
@@ -83,10 +97,18 @@ def create(
     threads: int,
     traffic_on_ready: float | None,
     memory_mb: int | None = None,
+    terms: Terms = ANYWHERE,
+    compute: float | None = None,
 ) -> None:
     """Want a version to run; one that is wanted already takes the new numbers."""
     before = find(connection, model, version)
-    values = {"replicas": replicas, "threads": threads, "traffic_on_ready": traffic_on_ready, "memory_mb": memory_mb}
+    values: dict[str, object] = {
+        "replicas": replicas,
+        "threads": threads,
+        "traffic_on_ready": traffic_on_ready,
+        "memory_mb": memory_mb,
+    }
+    values |= {"tiers": ",".join(terms.tiers), "spot": terms.spot, "compute": compute}
     if before is None:
         connection.execute(
             insert(deployments).values(

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from headrace.core.devices import Device
 from headrace.core.specs import ReplicaSpec, ReplicaStatus
 
 
@@ -26,3 +27,5 @@ class NodeState(msgspec.Struct):
     replicas: list[ReplicaStatus]
     routers: list[str]
     """Ids of the router processes that run."""
+    devices: tuple[Device, ...] = ()
+    """Of the node; they do not change while it runs."""

@@ -5,6 +5,7 @@ from headrace.controlplane.routes import (
     artifacts,
     audit,
     deployments,
+    placement,
     quarantine,
     registry,
     traffic,
@@ -20,6 +21,7 @@ HANDLERS = [
     *registry.HANDLERS,
     *versions.HANDLERS,
     *deployments.HANDLERS,
+    *placement.HANDLERS,
     *traffic.HANDLERS,
     *quarantine.HANDLERS,
 ]
