@@ -1,9 +1,9 @@
-"""Where the deployment manager's replicas go: the fleet as placement sees it, and the optimiser's moves as they are made.
+"""Where the manager's replicas go: the fleet as placement sees it, and the optimiser's moves as they are made.
 
 A move is one more reason to replace a replica, as other threads are: reconciliation starts one more, here it is sent to
 the move's target, and when it is ready the old one drains. Moves are kept nowhere: after a restart those that have not
-begun are forgotten, and of one that has, the younger replica goes. What is kept is that it began, before it does: in the
-audit, from where a model's budget is read.
+begun are forgotten, and of one that has, the younger replica goes. What is kept is that it began, before it does: in
+the audit, from where a model's budget is read.
 """
 
 from __future__ import annotations

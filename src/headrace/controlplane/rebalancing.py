@@ -1,5 +1,5 @@
-"""The background optimiser's place in the control plane: now and then it is shown the fleet, in a process of its own, and
-its moves are handed to the deployment manager. Only the leader does this."""
+"""The background optimiser's place in the control plane: now and then it is shown the fleet, in a process of its own,
+and its moves are handed to the deployment manager. Only the leader does this."""
 
 from __future__ import annotations
 

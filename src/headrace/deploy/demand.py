@@ -1,8 +1,8 @@
 """What a replica takes of a device. Pure.
 
 Memory: its limit (`memory_mb`) where it has one, for that may be taken any time. Else what it is measured to have
-resident; a replica that has not reported yet counts as the largest of its deployment, and the first of a deployment as
-`BASE_MB` and `SIZE_FACTOR` times its artifacts. On an accelerator, whose memory nobody measures here, always the latter.
+resident; a replica that has not reported yet counts as the largest of its deployment, and the first of a deployment
+as `BASE_MB` and `SIZE_FACTOR` times its artifacts; on an accelerator, whose memory nobody measures, always so.
 
 Compute: what was reserved for it (`compute`). Without a reservation nothing of processors, which share themselves out
 among whoever runs, and of an accelerator as large a part as of its memory.

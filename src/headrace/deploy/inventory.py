@@ -79,8 +79,8 @@ def visible(device: str) -> dict[str, str]:
 
 
 def tier_named(product: str, tiers: Iterable[str]) -> str:
-    """The tier of a product name: ``NVIDIA A100-SXM4-80GB`` is an ``a100``, ``NVIDIA L40S`` an ``l40`` unless there is a
-    tier ``l40s``; one that no tier is named after is called by its own first word."""
+    """The tier of a product name: ``NVIDIA A100-SXM4-80GB`` is an ``a100``, ``NVIDIA L40S`` an ``l40`` unless there is
+    a tier ``l40s``; one that no tier is named after is called by its own first word."""
     words = [
         word for word in re.split(r"[^a-z0-9]+", product.lower()) if word not in ("", "nvidia", "tesla", "geforce")
     ]

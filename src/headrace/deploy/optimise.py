@@ -21,7 +21,7 @@ import numpy as np
 from ortools.linear_solver import pywraplp
 from ortools.sat.python import cp_model
 
-from headrace.deploy.rebalance import MOVE_PRICE_PER_H, Item, Move, Problem, Solution, packing_of
+from headrace.deploy.rebalance import MOVE_PRICE_PER_H, Move, Problem, Solution, packing_of
 
 NEIGHBOURS = 6
 """Devices in use that a step takes."""
@@ -34,8 +34,8 @@ VICTIM_SHARE = 0.1
 """Part of its price that a full victim costs more: what is taken off it is worth something before it is empty."""
 STEP_GAP = 0.002
 """Above a step's own bound, where it is solved."""
-IDLE_MAX = 40
-"""Steps without a change after which it is enough."""
+IDLE_MAX = 8
+"""Steps that save nothing, for each device in use, after which it is enough."""
 ENOUGH = 0.005
 """Above the bound, where the search ends."""
 
@@ -92,10 +92,11 @@ class Search:
         """Replicas that are not where they began."""
         return [i for i, k in enumerate(self.at) if k != self.home[i]]
 
-    def step(self, limit_s: float) -> bool:
-        """Improve a neighbourhood; whether anything changed."""
+    def step(self, limit_s: float) -> None:
+        """Improve a neighbourhood."""
         victim, chosen = self._neighbourhood()
-        return bool(chosen) and self._solve(victim, chosen, limit_s)
+        if chosen:
+            self._solve(victim, chosen, limit_s)
 
     def _neighbourhood(self) -> tuple[int, list[int]]:
         """A device that should be empty, and those that it is solved with: some in use, and one empty of each kind."""
@@ -123,7 +124,7 @@ class Search:
                 chosen.append(k)
         return victim, chosen
 
-    def _solve(self, victim: int, chosen: list[int], limit_s: float) -> bool:
+    def _solve(self, victim: int, chosen: list[int], limit_s: float) -> None:
         model = cp_model.CpModel()
         here = set(chosen)
         inside = [i for i, k in enumerate(self.at) if k in here]
@@ -171,12 +172,10 @@ class Search:
         solver.parameters.num_workers = self.problem.workers
         solver.parameters.random_seed = self.random.getrandbits(30)
         if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            return False
-        before = list(self.at)
+            return
         for (i, k), var in x.items():
             if solver.boolean_value(var):
                 self.at[i] = k
-        return self.at != before
 
     def _part(self, i: int, k: int) -> float:
         """How much of a device a replica takes."""
@@ -265,8 +264,11 @@ def optimise(problem: Problem, clock: Callable[[], float] = time.monotonic) -> S
     before = search.price_per_h()
     bound = bound_per_h(problem)
     idle = 0
-    while (left := end - clock()) > 0 and idle < IDLE_MAX and search.price_per_h() > bound * (1 + ENOUGH):
-        idle = 0 if search.step(min(STEP_S, left)) else idle + 1
+    price = before
+    while (left := end - clock()) > 0 and idle < IDLE_MAX * len(set(search.at)) and price > bound * (1 + ENOUGH):
+        search.step(min(STEP_S, left))
+        idle = 0 if search.price_per_h() < price - PRICE_UNIT else idle + 1
+        price = search.price_per_h()
     search.take_back()
     moved, after = search.moved(), search.price_per_h()
     if before - after <= MOVE_PRICE_PER_H * len(moved):

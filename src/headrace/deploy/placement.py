@@ -3,9 +3,9 @@
 A device takes replicas up to 90 % of its memory and 80 % of its compute. Replicas of one deployment go to distinct
 devices: two share one only where the deployment wants more replicas than there are devices that could ever take one.
 That is a rule, and the replica waits where it cannot be kept. Distinct nodes are preferred: the second replica goes to
-another node wherever one has room, the others as it fits. Among the devices left come those that are not much dearer than
-the cheapest for what they give; of them one that is in use already (best fit over both dimensions), then the cheapest,
-so that devices stay empty, which can then be given back.
+another node wherever one has room, the others as it fits. Among the devices left come those that are not much dearer
+than the cheapest for what they give; of them one that is in use already (best fit over both dimensions), then the
+cheapest, so that devices stay empty, which can then be given back.
 """
 
 from __future__ import annotations
