@@ -5,8 +5,8 @@
 Long-tail models (memory and load log-normal, the loaded ones with several replicas) on A100, L40 and T4, some of them
 spot; a quarter of the models wants just one kind, a fifth may use spot devices. First-fit, the greedy placement and the
 optimiser place the same replicas; the bound is the linear relaxation. Limits are checked by code that shares nothing
-with the placement's. Then a day in virtual time through the same objects: models come and go and load changes each hour,
-greedy places what starts, and the optimiser looks every so often with the budget of one move per model and day.
+with the placement's. Then a day in virtual time through the same objects: models come and go and load changes each
+hour, greedy places what starts, and the optimiser looks every so often, with one move per model and day to spend.
 """
 
 from __future__ import annotations
