@@ -79,6 +79,8 @@ class Packing:
         self.replicas = np.zeros(count, int)
         self._accelerators = np.array([d.tier != PROCESSORS for d in self.devices], bool)
         self._nodes = np.unique([d.node for d in self.devices], return_inverse=True)[1] if count else np.zeros(0, int)
+        self._memory_total_mb = self._compute_total = 0.0
+        """In use on all."""
         self._groups: dict[Hashable, dict[int, int]] = {}
         """Group -> device -> replicas there."""
         self._allowed: dict[tuple[tuple[str, ...], bool], NDArray[np.bool_]] = {}
@@ -105,10 +107,10 @@ class Packing:
         if kind is None:
             fits = [d.tier in demand.tiers and (demand.spot or not d.spot) for d in self.devices]
             kind = self._allowed[key] = np.array(fits, bool)
-        large = self.memory_mb + SLACK >= demand.memory_mb
+        large = kind & (self.memory_mb >= demand.memory_mb - SLACK)
         if demand.compute is not None:
-            large &= self.compute + SLACK >= demand.compute
-        return kind & large
+            large &= self.compute >= demand.compute - SLACK
+        return large
 
     def most_per_device(self, demand: Demand, allowed: int) -> int:
         """Replicas of the group that one device may have: more than one only where the devices are too few."""
@@ -118,8 +120,9 @@ class Packing:
     def room(self, demand: Demand) -> NDArray[np.bool_]:
         """Devices that can take one more replica now."""
         allowed = self.allowed(demand)
-        fits = allowed & (self.memory_used_mb + demand.memory_mb <= self.memory_mb + SLACK)
-        fits &= self.compute_used + self.compute_of(demand) <= self.compute + SLACK
+        compute = self._ratio * demand.memory_mb if demand.compute is None else demand.compute
+        fits = allowed & (self.memory_used_mb <= self.memory_mb + (SLACK - demand.memory_mb))
+        fits &= self.compute_used + (compute - SLACK) <= self.compute
         here = self._groups.get(demand.group)
         if here:
             most = self.most_per_device(demand, int(allowed.sum()))
@@ -133,7 +136,7 @@ class Packing:
             return Choice(None, self._why_none(demand))
         candidates = np.flatnonzero(fits)
         here = self._groups.get(demand.group)
-        crowd: NDArray[np.float64] = np.zeros(len(self.devices))
+        crowd: NDArray[np.float64] | None = None
         if here:
             nodes = self._nodes[list(here)]
             crowd = np.bincount(nodes, list(here.values()), int(self._nodes.max()) + 1)[self._nodes].astype(float)
@@ -145,7 +148,8 @@ class Packing:
         cheap = candidates[price <= price.min() * DEARER]
         used = cheap[self.replicas[cheap] > 0]
         if used.size:
-            best = used[np.argmin(self._waste(demand.memory_mb, compute, used) + CROWD * crowd[used])]
+            waste = self._waste(demand.memory_mb, compute, used)
+            best = used[np.argmin(waste if crowd is None else waste + CROWD * crowd[used])]
         else:
             best = candidates[np.argmin(price)]
         was_used = self.replicas[best] > 0
@@ -168,7 +172,10 @@ class Packing:
         if k is None:
             return
         self.memory_used_mb[k] += demand.memory_mb * replicas
-        self.compute_used[k] += self.compute_of(demand)[k] * replicas
+        compute = self._ratio[k] * demand.memory_mb if demand.compute is None else demand.compute
+        self.compute_used[k] += compute * replicas
+        self._memory_total_mb += demand.memory_mb * replicas
+        self._compute_total += compute * replicas
         self.replicas[k] += replicas
         group = self._groups.setdefault(demand.group, {})
         group[k] = group.get(k, 0) + replicas
@@ -185,8 +192,8 @@ class Packing:
     def _price_of(self, memory_mb: float, compute: NDArray[np.float64], at: NDArray[np.intp]) -> NDArray[np.float64]:
         """What a replica's part of each device costs, memory and compute weighed by how scarce they are: by how much
         of each is in use in all, for what this device has."""
-        memory = self.memory_mb[at] / (self.memory_used_mb.sum() + memory_mb + SLACK)
-        compute_ = self.compute[at] / (self.compute_used.sum() + compute[at] + SLACK)
+        memory = self.memory_mb[at] / (self._memory_total_mb + memory_mb + SLACK)
+        compute_ = self.compute[at] / (self._compute_total + compute[at] + SLACK)
         price: NDArray[np.float64] = self.price_per_h[at] / (memory + compute_)
         return price
 
