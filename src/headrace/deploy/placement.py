@@ -143,12 +143,11 @@ class Packing:
             elsewhere = candidates[crowd[candidates] == 0]
             if elsewhere.size and (nodes == nodes[0]).all():
                 candidates = elsewhere  # the loss of one node shall not take all of them
-        compute = self.compute_of(demand)
-        price = self._price_of(demand.memory_mb, compute, candidates)
+        price = self._price_of(demand, candidates)
         cheap = candidates[price <= price.min() * DEARER]
         used = cheap[self.replicas[cheap] > 0]
         if used.size:
-            waste = self._waste(demand.memory_mb, compute, used)
+            waste = self._waste(demand, used)
             best = used[np.argmin(waste if crowd is None else waste + CROWD * crowd[used])]
         else:
             best = candidates[np.argmin(price)]
@@ -182,18 +181,22 @@ class Packing:
         if not group[k]:
             del group[k]
 
-    def _waste(self, memory_mb: float, compute: NDArray[np.float64], at: NDArray[np.intp]) -> NDArray[np.float64]:
+    def _takes(self, demand: Demand, at: NDArray[np.intp]) -> NDArray[np.float64] | float:
+        """What a replica takes of the compute of some devices."""
+        return self._ratio[at] * demand.memory_mb if demand.compute is None else demand.compute
+
+    def _waste(self, demand: Demand, at: NDArray[np.intp]) -> NDArray[np.float64]:
         """What would be left over of a device's memory and compute, as shares."""
-        memory_left = (self.memory_mb[at] - self.memory_used_mb[at] - memory_mb) * self._per_memory[at]
-        compute_left = (self.compute[at] - self.compute_used[at] - compute[at]) * self._per_compute[at]
+        memory_left = (self.memory_mb[at] - self.memory_used_mb[at] - demand.memory_mb) * self._per_memory[at]
+        compute_left = (self.compute[at] - self.compute_used[at] - self._takes(demand, at)) * self._per_compute[at]
         left: NDArray[np.float64] = memory_left + compute_left
         return left
 
-    def _price_of(self, memory_mb: float, compute: NDArray[np.float64], at: NDArray[np.intp]) -> NDArray[np.float64]:
+    def _price_of(self, demand: Demand, at: NDArray[np.intp]) -> NDArray[np.float64]:
         """What a replica's part of each device costs, memory and compute weighed by how scarce they are: by how much
         of each is in use in all, for what this device has."""
-        memory = self.memory_mb[at] / (self._memory_total_mb + memory_mb + SLACK)
-        compute_ = self.compute[at] / (self._compute_total + compute[at] + SLACK)
+        memory = self.memory_mb[at] / (self._memory_total_mb + demand.memory_mb + SLACK)
+        compute_ = self.compute[at] / (self._compute_total + self._takes(demand, at) + SLACK)
         price: NDArray[np.float64] = self.price_per_h[at] / (memory + compute_)
         return price
 
