@@ -20,6 +20,7 @@ BENCHES = (
     "fleet_files",
     "coldstart",
     "pack",
+    "placement",
 )
 
 

@@ -210,3 +210,13 @@ def test_what_runs_goes_on_without_its_client_and_is_found_again(on: Any, tmp_pa
             await until(fleet, "a", "stopped")
 
     on(test)
+
+
+def test_it_tells_its_devices(on: Any, tmp_path: Path) -> None:
+    async def test(connect: Open) -> None:
+        async with connect() as fleet:
+            devices = fleet.devices()
+            assert devices and len({device.id for device in devices}) == len(devices)
+            assert all(device.memory_mb > 0 and device.compute > 0 and device.tier for device in devices)
+
+    on(test)

@@ -22,7 +22,7 @@ from headrace.controlplane.platform import Platform
 from headrace.controlplane.publisher import Publisher
 from headrace.controlplane.store import Store, open_store
 from headrace.core.database import metadata
-from headrace.core.resources import Problem
+from headrace.core.resources import DeviceStatus, PlacementPlan, Problem
 from headrace.core.specs import ReplicaStatus
 from headrace.deploy.reconcile import Standing, Target
 from headrace.registry.examiner import Examiner
@@ -42,6 +42,12 @@ class Fleet:
 
     def statuses(self) -> tuple[ReplicaStatus, ...]:
         return ()
+
+    def devices(self) -> list[DeviceStatus]:
+        return [DeviceStatus("here/cpu", "here", "cpu", False, 8192, 0.0, 2.0, 0.0, 0, 0.08)]
+
+    def placement(self) -> PlacementPlan:
+        return PlacementPlan("off", None, 0.0, 0.0, 0.0, [])
 
     def wake(self) -> None:
         self.wakes += 1

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 import headrace
@@ -22,6 +23,7 @@ from headrace.cli import (
     fleet,
     jobs,
     output,
+    placement,
     predict,
     quarantine,
     registry,
@@ -81,6 +83,9 @@ def up(
     promote_after_s: Annotated[float | None, typer.Option(help="That load must have lasted so long.")] = None,
     demote_per_s: Annotated[float | None, typer.Option(help="Up to this load, `auto` is shared.")] = None,
     demote_after_s: Annotated[float | None, typer.Option(help="That load must have lasted so long.")] = None,
+    tiers: Annotated[str | None, typer.Option(help="JSON: prices and speeds of hardware.")] = None,
+    devices: Annotated[str | None, typer.Option(help="JSON: what this node has; default: what is found.")] = None,
+    rebalance_s: Annotated[float | None, typer.Option(help="How often better placements are looked for.")] = None,
     drain_s: Annotated[float | None, typer.Option(help="How long replicas and routers finish what they have.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     with_parent: Annotated[bool, typer.Option(hidden=True)] = False,
@@ -191,14 +196,20 @@ def config_show(file: SettingsFile = None, json: Json = False) -> None:
     loaded = shown(load(file, os.environ))
     if json:
         return output.json(loaded)
-    rows = ((n, getattr(loaded.settings, n), loaded.origins[n]) for n in Settings.__struct_fields__)
+    rows = ((n, told(getattr(loaded.settings, n)), loaded.origins[n]) for n in Settings.__struct_fields__)
     output.table(("SETTING", "VALUE", "FROM"), rows, "")
+
+
+def told(value: object) -> object:
+    """A setting's value in a cell: lists and tables as the JSON in which they are given."""
+    return msgspec.json.encode(value).decode() if isinstance(value, dict | tuple) else value
 
 
 app.add_typer(registry.models, name="models")
 app.add_typer(artifacts.artifacts, name="artifacts")
 app.add_typer(jobs.jobs, name="jobs")
 deployments.add_to(app)
+placement.add_to(app)
 traffic.add_to(app)
 fleet.add_to(app)
 predict.add_to(app)

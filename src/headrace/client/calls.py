@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -199,12 +199,14 @@ def deploy(
     reason: str | None,
     memory_mb: int | None = None,
     mode: r.DeploymentMode = "dedicated",
+    tiers: Sequence[str] = (),
+    spot: bool = False,
+    compute: float | None = None,
 ) -> Call[r.Outcome[r.Deployment]]:
     """Deploy a version."""
     ref = parse_reference(reference)
-    return create_deployment(
-        r.DeploymentCreate(ref.model, ref.version, ref.tenant, replicas, threads, traffic, reason, memory_mb, mode)
-    )
+    body = r.DeploymentCreate(ref.model, ref.version, ref.tenant, replicas, threads, traffic, reason, memory_mb, mode)
+    return create_deployment(msgspec.structs.replace(body, tiers=list(tiers), spot=spot, compute=compute))
 
 
 def create_deployment(body: r.DeploymentCreate) -> Call[r.Outcome[r.Deployment]]:
@@ -217,6 +219,16 @@ def list_deployments(model: str | None = None, tenant: str | None = None) -> Cal
     return Call(
         "GET", "/api/v1/deployments", r.Page[r.Deployment], query=_query(model=model, tenant=tenant, limit=1000)
     )
+
+
+def list_devices(cursor: str | None = None) -> Call[r.Page[r.DeviceStatus]]:
+    """A page of the fleet's devices, with what replicas take of each."""
+    return Call("GET", "/api/v1/devices", r.Page[r.DeviceStatus], query=_query(cursor=cursor, limit=1000))
+
+
+def placement() -> Call[r.PlacementPlan]:
+    """What the placement optimiser found last, and the moves still to be made."""
+    return Call("GET", "/api/v1/placement", r.PlacementPlan)
 
 
 def _version_path(reference: str) -> tuple[str, str | None]:

@@ -202,6 +202,8 @@ class Operations(Bound[D]):
     call = operation(request)
     status = one(calls.status)
     changes = one(calls.list_changes)
+    devices = operation(flows.list_devices)
+    placement = one(calls.placement)
     push = operation(flows.push)
     deploy = operation(flows.deploy)
     scale = one(calls.scale)

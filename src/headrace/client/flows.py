@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -55,6 +55,11 @@ def list_all_versions(memory: Memory, tenant: str | None = None) -> Flow[list[r.
 def list_traffic(memory: Memory, tenant: str | None = None) -> Flow[list[r.Traffic]]:
     """The traffic policies of all models, by tenant and model."""
     return (yield from all_pages(memory, calls.list_traffic(tenant)))
+
+
+def list_devices(memory: Memory) -> Flow[list[r.DeviceStatus]]:
+    """The fleet's devices by id, with what replicas take of each."""
+    return (yield from all_pages(memory, calls.list_devices()))
 
 
 # ------------------------------------------------------------------------------------------------ inference
@@ -302,6 +307,9 @@ def create_deployment(
     traffic: float | None = None,
     memory_mb: int | None = None,
     mode: r.DeploymentMode = "dedicated",
+    tiers: Sequence[str] = (),
+    spot: bool = False,
+    compute: float | None = None,
     reason: str | None = None,
     wait: bool = True,
     wait_s: float = 60.0,
@@ -317,6 +325,9 @@ def create_deployment(
         memory_mb: most memory of a replica, in MiB; one that takes more is killed. Of a shared one, of the model.
         mode: ``dedicated``: processes of its own; ``shared``: loaded into processes that it has in common with others
             when it is asked for; ``auto``: the one or the other, by its load.
+        tiers: hardware that it may run on, any of them, such as ``["l40", "a100"]``; none: processors.
+        spot: it may run on devices that the provider may take away.
+        compute: reserved for each replica: cores, or accelerators with a T4 for 1.
         reason: for the audit.
         wait: whether to wait.
         wait_s: how long at most.
@@ -326,7 +337,8 @@ def create_deployment(
         Unprocessable: it failed, with what it said.
         Unavailable: it was not ready in time.
     """
-    outcome = yield from request(memory, calls.deploy(reference, replicas, threads, traffic, reason, memory_mb, mode))
+    call = calls.deploy(reference, replicas, threads, traffic, reason, memory_mb, mode, tiers, spot, compute)
+    outcome = yield from request(memory, call)
     found = outcome.result
     if not wait:
         return outcome
@@ -371,6 +383,9 @@ def deploy(
     traffic: float | None = None,
     memory_mb: int | None = None,
     mode: r.DeploymentMode = "dedicated",
+    tiers: Sequence[str] = (),
+    spot: bool = False,
+    compute: float | None = None,
     reason: str | None = None,
     wait_s: float | None = 60.0,
     watch: Callable[[r.Deployment], None] | None = None,
@@ -384,6 +399,9 @@ def deploy(
         traffic=traffic,
         memory_mb=memory_mb,
         mode=mode,
+        tiers=tiers,
+        spot=spot,
+        compute=compute,
         reason=reason,
         wait=wait_s is not None,
         wait_s=wait_s or 0.0,

@@ -4,7 +4,7 @@ has changed and not what is deployed."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from headrace.controlplane.routing_state import NOTHING, ModelState, RoutingState
@@ -35,6 +35,10 @@ class Attention:
         self._replicas: dict[str, tuple[str, str, bool]] = {}
         """Replica -> (model, state, stuck)."""
         self._restless: set[str] = set()
+
+    def also(self, models: Iterable[str]) -> None:
+        """Look at these too the next time, whether they have moved or not."""
+        self._restless |= set(models)
 
     def scope(
         self, state: RoutingState, statuses: Sequence[ReplicaStatus], moved_in_packs: Collection[str] = ()

@@ -9,9 +9,10 @@ from headrace.controlplane.changes import Record
 from headrace.controlplane.platform import REPLICAS_MAX, SHARE_MIN, Platform, Request, check_range, version_in
 from headrace.controlplane.versioning import may_serve
 from headrace.core.errors import Conflict, InvalidInput, NotFound
-from headrace.core.names import VersionName, parse_reference
+from headrace.core.names import VersionName, did_you_mean, parse_reference
 from headrace.core.resources import Deployment, DeploymentCreate, Outcome
 from headrace.deploy import store as deploy_store
+from headrace.deploy.demand import Terms
 from headrace.registry import lifecycle
 from headrace.registry.store import ModelRow
 from headrace.traffic import store as traffic
@@ -19,6 +20,9 @@ from headrace.traffic.allocate import weights_of
 
 MEMORY_MB = (64, 1 << 24)
 """Least and most of `memory_mb`: below the least not even an empty replica starts."""
+
+COMPUTE_MAX = 1024.0
+"""Most that one replica may reserve."""
 
 
 async def deploy(platform: Platform, request: Request, body: DeploymentCreate) -> Outcome[Deployment]:
@@ -34,6 +38,7 @@ async def deploy(platform: Platform, request: Request, body: DeploymentCreate) -
         check_range("memory_mb", body.memory_mb, least, most)
     if body.mode == "shared":
         packing.check_shared(body)
+    check_terms(platform, body)
     if share is not None and not (share == 0 or SHARE_MIN <= share <= 100):
         expected = f"expected 0, or {SHARE_MIN:g} to 100"
         raise InvalidInput(f"traffic_percent: {share:g}, {expected}", field="traffic_percent")
@@ -60,10 +65,15 @@ async def deploy(platform: Platform, request: Request, body: DeploymentCreate) -
         had = before.replicas if before is not None and before.placed != "shared" else 0
         stays = before is not None and before.mode == body.mode and before.placed == "dedicated"
         must_fit(platform, c, (body.replicas if body.mode == "dedicated" or stays else 0) - had)
-        deploy_store.create(c, model.id, version, body.replicas, body.threads, share, body.memory_mb, body.mode)
+        terms = Terms(tuple(body.tiers), body.spot)
+        given = (body.replicas, body.threads, share, body.memory_mb, body.mode, terms, body.compute)
+        deploy_store.create(c, model.id, version, *given)
         undo = f"headrace scale {entity} {before.replicas}" if before else f"headrace undeploy {entity}"
         after: dict[str, object] = {"replicas": body.replicas, "threads": body.threads, "traffic_percent": share}
         after |= {"memory_mb": body.memory_mb} if body.memory_mb is not None else {}
+        after |= {"tiers": body.tiers} if body.tiers else {}
+        after |= {"spot": True} if body.spot else {}
+        after |= {"compute": body.compute} if body.compute is not None else {}
         if body.mode != "dedicated" or (before is not None and before.mode != "dedicated"):
             after["mode"] = body.mode
         shown = {"replicas": before.replicas, "threads": before.threads} if before else None
@@ -134,6 +144,19 @@ async def undeploy(
         )
 
     return await platform.mutate(request, work, show, Deployment)
+
+
+def check_terms(platform: Platform, body: DeploymentCreate) -> None:
+    """Raises InvalidInput for hardware that nobody knows, or a reservation out of its limits."""
+    known = {*platform.tiers, *(device.tier for device in platform.fleet.devices())}
+    for tier in body.tiers:
+        if tier not in known:
+            expected = f"expected any of {', '.join(sorted(known))}"
+            raise InvalidInput(f"tiers: {tier[:40]!r}, {expected}", field="tiers", hint=did_you_mean(tier[:40], known))
+    if len(set(body.tiers)) < len(body.tiers):
+        raise InvalidInput(f"tiers: {', '.join(body.tiers)}, expected each once", field="tiers")
+    if body.compute is not None and not 0 <= body.compute <= COMPUTE_MAX:
+        raise InvalidInput(f"compute: {body.compute:g}, expected 0 to {COMPUTE_MAX:g}", field="compute")
 
 
 def must_fit(platform: Platform, c: Connection, more: int) -> None:

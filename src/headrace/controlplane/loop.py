@@ -9,15 +9,16 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from sqlalchemy import Connection
 
-from headrace.controlplane import accounts, changes, composing
+from headrace.controlplane import accounts, changes, composing, placing
 from headrace.controlplane.artifacts import Artifacts
 from headrace.controlplane.attention import Attention
 from headrace.controlplane.packs import Packs
+from headrace.controlplane.placing import Placing
 from headrace.controlplane.publisher import Guard, Publisher
 from headrace.controlplane.routing_state import ModelState, RoutingState
 from headrace.controlplane.settle import due, settle
@@ -26,7 +27,9 @@ from headrace.core.errors import Unavailable
 from headrace.core.specs import Packing, ReplicaSpec, ServedVersion
 from headrace.deploy.fleet import replica_id
 from headrace.deploy.local import LocalFleet
+from headrace.deploy.rebalance import Move
 from headrace.deploy.reconcile import STARTING, Death, Memory, Plan, Standing, Target, Want, reconcile, target_of
+from headrace.deploy.store import Desired
 
 log = logging.getLogger("headrace.deploy")
 TICK_S = 1.0
@@ -46,6 +49,7 @@ class Manager:
         folder: where replicas' sockets go.
         control: the control plane's socket, to which replicas report.
         drain_s: how long a replica may finish what it has.
+        placing: which devices they go to.
         guard: raises in a transaction where another control plane leads by now.
         packing: how versions share processes.
     """
@@ -59,6 +63,7 @@ class Manager:
         folder: str,
         control: str,
         drain_s: float,
+        placing: Placing,
         guard: Guard = lambda _: None,
         packing: Packing = PACKING,
     ) -> None:
@@ -70,6 +75,7 @@ class Manager:
         self._folder = folder
         self._control = control
         self._drain_s = drain_s
+        self._placing = placing
         self._guard = guard
         self._memory: dict[Target, Memory] = {}
         self._attention = Attention()
@@ -121,19 +127,9 @@ class Manager:
         state = self._publisher.state
         packs = [status for status in statuses if status.spec.pack is not None]
         statuses = tuple(status for status in statuses if status.spec.pack is None)
-        live = Counter(target_of(status) for status in statuses if status.state == "ready")
+        self._attention.also(move.model for move in self._placing.moves.values())
         scope = self._attention.scope(state, statuses, self.packs.observe(state, packs))
-        wants = [
-            Want(
-                (model.id, d.version),
-                self.packs.want(model.id, d, live[model.id, d.version]),
-                d.revision,
-                None if d.placed == "shared" else d.threads,
-                d.replica_memory_mb,
-            )
-            for model in scope.models.values()
-            for d in model.deployments
-        ]
+        wants = self._placing.wants(scope.models.values(), statuses, self._memory, self.packs.want)
         memory = {target: self._memory[target] for target in scope.targets if target in self._memory}
         plan = reconcile(wants, scope.statuses, self._publisher.draining, memory, now)
         for target in scope.targets:
@@ -145,7 +141,7 @@ class Manager:
                 target = model.id, d.version
                 plan.standings[target] = self.packs.standing(model.id, d, plan.standings[target])
         self.standings |= plan.standings
-        await self._act(scope.models.values(), plan)
+        await self._act(scope.models.values(), plan, wants)
         ready = {target_of(s) for s in statuses if s.state == "ready" and s.spec.id not in self._publisher.draining}
         deaths = await self.packs.act(packs, ready, now)
         if deaths:
@@ -161,7 +157,7 @@ class Manager:
         self._guard(connection)
         settle(connection, before, models, self.standings)
 
-    async def _act(self, models: Iterable[ModelState], plan: Plan) -> None:
+    async def _act(self, models: Iterable[ModelState], plan: Plan, wants: Sequence[Want]) -> None:
         if plan.stop:
             # Out of the snapshot before it is told: nothing new then comes to a replica that is draining.
             self._publisher.draining |= set(plan.stop)
@@ -172,25 +168,64 @@ class Manager:
             await self._fleet.stop(replica)
         for replica in plan.forget:
             await self._fleet.forget(replica)
-        by_name = {model.id: model for model in models}
-        starting = sum(status.state in STARTING for status in self._fleet.statuses())
-        pulling = sum(status.state == "pulling" for status in self._fleet.statuses())
-        room = min(STARTS_MAX - starting, PULLING_MAX - pulling)
-        for target in plan.start[: max(room, 0)]:  # the rest at a next look: a model of it is restless
-            spec = self._spec(by_name[target[0]], target)
+        if plan.start:
+            await self._start_placed({model.id: model for model in models}, plan, wants)
+
+    async def _start_placed(self, models: dict[str, ModelState], plan: Plan, wants: Sequence[Want]) -> None:
+        """Place and start replicas. Those that are too many, or find no room, are restless: they are tried again."""
+        statuses = self._fleet.statuses()
+        starting = sum(status.state in STARTING for status in statuses)
+        pulling = sum(status.state == "pulling" for status in statuses)
+        slots = min(STARTS_MAX - starting, PULLING_MAX - pulling)
+        if slots <= 0:
+            return
+        if moves := self._placing.beginning(plan.start):  # before it is done: then the budget counts it for sure
+            await self._store.run(lambda c: self._write_moves(c, moves))
+            self._placing.begun |= {move.replica for move in moves}
+        look = self._placing.look(statuses, placing.old_replicas(wants, statuses)) if self._placing.devices() else None
+        for target in plan.start:
+            desired = next(d for d in models[target[0]].deployments if d.version == target[1])
+            spec = self._spec(models[target[0]], desired, target)
+            if look is not None:
+                choice = self._placing.choose(look, desired, target, spec)
+                if choice.device is None:
+                    self._no_room(plan, target, choice.reason)
+                    continue
+                log.info("%s goes to %s", spec.id, choice.reason)
+                spec = placing.placed(spec, choice)
             await self._start(spec)
+            slots -= 1
+            if not slots:
+                return
 
     async def _start(self, spec: ReplicaSpec) -> None:
         self._starting[spec.id] = asyncio.get_running_loop().time() + START_SEEN_S
         await self._fleet.start(spec)
 
-    def _spec(self, model: ModelState, target: Target) -> ReplicaSpec:
-        desired = next(d for d in model.deployments if d.version == target[1])
+    def _no_room(self, plan: Plan, target: Target, reason: str) -> None:
+        """Say why a replica waits; what is said keeps its deployment restless."""
+        standing = plan.standings[target]
+        if reason not in standing.detail:
+            told = reason if standing.state == "requested" else "; ".join(filter(None, (standing.detail, reason)))
+            plan.standings[target] = self.standings[target] = replace(standing, detail=told)
+
+    def _write_moves(self, connection: Connection, moves: Sequence[Move]) -> None:
+        self._guard(connection)
+        placing.write_down(connection, moves)
+
+    def _spec(self, model: ModelState, desired: Desired, target: Target) -> ReplicaSpec:
         id_ = replica_id(*target)
         served = self._served(model, desired.version)
         address = f"unix:{os.path.join(self._folder, id_[-17:])}"
         return ReplicaSpec(
-            id_, address, (served,), desired.threads, self._control, self._drain_s, desired.replica_memory_mb
+            id_,
+            address,
+            (served,),
+            desired.threads,
+            self._control,
+            self._drain_s,
+            desired.replica_memory_mb,
+            compute=desired.compute,
         )
 
     def _served(self, model: ModelState, version: int) -> ServedVersion:

@@ -25,13 +25,15 @@ from headrace.controlplane.loop import Manager
 from headrace.controlplane.metrics import Metrics
 from headrace.controlplane.moves import Moves
 from headrace.controlplane.optimising import Optimisations
+from headrace.controlplane.placing import Placing
 from headrace.controlplane.platform import Platform, Principal, Request
 from headrace.controlplane.publisher import Publisher
+from headrace.controlplane.rebalancing import Rebalancing
 from headrace.controlplane.store import Store, open_store
 from headrace.core.errors import HeadraceError, NotFound
 from headrace.core.process import Events, watch_stop
 from headrace.core.report import Command, CommandReply, ReplicaReport, RouterReport
-from headrace.core.resources import DeploymentCreate, Role
+from headrace.core.resources import DeploymentCreate, DeviceStatus, Role
 from headrace.core.secret import variables
 from headrace.core.specs import ControlSpec, ProcessEvent
 from headrace.deploy import store as deploy_store
@@ -131,8 +133,11 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     leadership = Leadership(store, f"{spec.name}@{socket.gethostname()}:{spec.port}", spec.url)
     check = leadership.check
     publisher = Publisher(store, hub, fleet, spec.anonymous_tenant, check)
-    manager = Manager(
-        store, fleet, publisher, artifacts, spec.replica_folder, spec.control, spec.drain_s, check, spec.packing
+    placing = Placing(fleet, spec.tiers, metrics.resident_mb)
+    sockets = (spec.replica_folder, spec.control)
+    manager = Manager(store, fleet, publisher, artifacts, *sockets, spec.drain_s, placing, check, spec.packing)
+    rebalancing = Rebalancing(
+        store, publisher, placing, fleet.statuses, lambda: manager.standings, spec.rebalance_s, manager.wake
     )
     examiner = Examiner(hidden=variables(spec.database))
     platform = Platform(
@@ -140,7 +145,7 @@ async def serve(spec: ControlSpec, events: Events) -> None:
         artifacts,
         examiner,
         publisher,
-        Woken(fleet, manager),
+        Woken(fleet, manager, placing, rebalancing),
         metrics,
         lambda: manager.standings,
         spec.replicas_max,
@@ -148,6 +153,7 @@ async def serve(spec: ControlSpec, events: Events) -> None:
         spec.http_url,
         spec.grpc_url,
         starts,
+        spec.tiers,
     )
     commands = Commands(platform)
     moves = Moves(store, manager, spec.packing, spec.replicas_max, check)
@@ -161,8 +167,8 @@ async def serve(spec: ControlSpec, events: Events) -> None:
         await manager.tick()
         leadership.begin()
         optimisations = Optimisations(platform, check, variables(spec.database))
-        works = (manager.run(), artifacts.keep_tidy(), optimisations.run(), moves.run())
-        working = [loop.create_task(work) for work in works]
+        background = (artifacts.keep_tidy(), optimisations.run(), moves.run(), rebalancing.run())
+        working = [loop.create_task(work) for work in (manager.run(), *background)]
         try:
             await leadership.keep()
         finally:
@@ -246,9 +252,15 @@ class Api(uvicorn.Server):
 class Woken:
     """The fleet as the use cases need it: `ports.Fleet`."""
 
-    def __init__(self, fleet: LocalFleet, manager: Manager) -> None:
+    def __init__(self, fleet: LocalFleet, manager: Manager, placing: Placing, rebalancing: Rebalancing) -> None:
         self.statuses = fleet.statuses
         self.wake = manager.wake
+        self.placement = rebalancing.plan
+        self._placing = placing
+
+    def devices(self) -> list[DeviceStatus]:
+        """See `ports.Fleet.devices`."""
+        return self._placing.shown(self.statuses())
 
 
 def tenant_name(publisher: Publisher, index: int) -> str:

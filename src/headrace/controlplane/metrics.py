@@ -108,6 +108,10 @@ class Metrics:
             for status, count in cell.errors.items():
                 self._codes[*key, status] = self._codes.get((*key, status), 0) + count
 
+    def resident_mb(self) -> dict[str, float]:
+        """Memory that replicas have resident, by id, as last reported."""
+        return {id_: report.rss_bytes / (1 << 20) for id_, report in self._replicas.items()}
+
     def _take_replica(self, report: ReplicaReport) -> None:
         self._replicas[report.replica] = report
         self.packed.take(report)

@@ -158,6 +158,7 @@ CURSORS = {
     "keys": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z,hr_[0-9a-f]{12}$",
     "models": f"^{NAME.pattern}/{NAME.pattern}$",
     "jobs": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z,job-[0-9a-f]{12}$",
+    "devices": "^.{1,300}$",
     "deployments": f"^{NAME.pattern}/{NAME.pattern}@[1-9][0-9]{{0,8}}$",
     "quarantine": f"^{NAME.pattern}/{NAME.pattern}@[1-9][0-9]{{0,8}}/[0-9a-f]{{32}}$",
 }

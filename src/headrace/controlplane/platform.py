@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -21,6 +21,7 @@ from headrace.controlplane.artifacts import Artifacts
 from headrace.controlplane.changes import Record
 from headrace.controlplane.ports import Fleet, Routing, Telemetry
 from headrace.controlplane.store import Store
+from headrace.core.devices import TIERS, Tier
 from headrace.core.errors import (
     Conflict,
     Forbidden,
@@ -107,6 +108,7 @@ class Platform:
         replicas_max: how many all deployments together may want.
         packing: how versions share processes.
         url: where inference is to be had over HTTP, and `grpc_url` over gRPC (empty: not at all).
+        tiers: hardware that deployments may name, with its prices.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class Platform:
         url: str = "",
         grpc_url: str = "",
         starts: StartTimes | None = None,
+        tiers: Mapping[str, Tier] = TIERS,
     ) -> None:
         self.starts = starts or StartTimes()
         self.store = store
@@ -135,6 +138,7 @@ class Platform:
         self.replicas_max = replicas_max
         self.packing = packing
         self.url, self.grpc_url = url, grpc_url
+        self.tiers = tiers
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         """(actor, idempotency key) -> whoever is at work under it."""
 

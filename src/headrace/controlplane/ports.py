@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from headrace.core.resources import ModelStatus, PackStatus, RouterStatus
+from headrace.core.resources import DeviceStatus, ModelStatus, PackStatus, PlacementPlan, RouterStatus
 from headrace.core.specs import ReplicaStatus
 
 
@@ -31,6 +31,12 @@ class Fleet(Protocol):
 
     def statuses(self) -> tuple[ReplicaStatus, ...]:
         """Every replica known, in any state."""
+
+    def devices(self) -> list[DeviceStatus]:
+        """Where they may be, and what is there."""
+
+    def placement(self) -> PlacementPlan:
+        """What the background optimiser found last."""
 
     def wake(self) -> None:
         """Desired state has changed: reconcile now rather than at the next tick."""

@@ -46,6 +46,8 @@ def tag(resource: msgspec.Struct) -> str:
         )
         desired += (resource.memory_mb,) if resource.memory_mb is not None else ()
         desired += (resource.mode,) if resource.mode != "dedicated" else ()
+        terms = (tuple(resource.tiers), resource.spot, resource.compute)
+        desired += (terms,) if terms != ((), False, None) else ()
         return hashlib.sha256(msgspec.json.encode((*desired, resource.created_at))).hexdigest()[:16]
     return hashlib.sha256(msgspec.json.encode(resource)).hexdigest()[:16]
 
@@ -284,7 +286,7 @@ def deployment(
         desired.threads,
         standing.detail,
         [
-            resources.Replica(s.spec.id, s.state, s.pid, s.detail, s.timings_s, s.origin)
+            resources.Replica(s.spec.id, s.state, s.pid, s.detail, s.timings_s, s.origin, s.spec.device)
             for s in replicas.get(target, [])
         ],
         weights_of(policy.split).get(desired.version, 0.0),
@@ -296,4 +298,7 @@ def deployment(
         desired.placed,
         desired.placed_why,
         target in residents if desired.placed == "shared" else None,
+        list(desired.terms.tiers),
+        desired.spot,
+        desired.compute,
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from headrace.core.devices import PROCESSORS, TIERS, Tier
 from headrace.core.errors import InvalidInput
 from headrace.core.names import did_you_mean
 from headrace.core.secret import redacted
@@ -23,6 +24,18 @@ from headrace.core.zygote import RUNTIMES, Runtime
 def default_data_folder() -> str:
     """``$XDG_DATA_HOME/headrace`` or ``~/.local/share/headrace``."""
     return str(Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "headrace")
+
+
+class OwnDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A device that the settings say this node has."""
+
+    name: str
+    """Unique on the node: ``cpu0``, ``gpu1``."""
+    memory_mb: int
+    compute: float
+    """Cores of processors; 1 for an accelerator."""
+    tier: str = PROCESSORS
+    spot: bool = False
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,6 +109,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One with no more than so many goes back to the shared processes."""
     demote_after_s: float = 300.0
     """For so long it must have had no more."""
+    tiers: dict[str, Tier] = {}
+    """Prices and speeds of hardware, by tier, over those that are built in; as JSON where it is not in the file."""
+    devices: tuple[OwnDevice, ...] = ()
+    """What this node has, as JSON where it is not in the file; empty: what is found on the machine."""
+    rebalance_s: float = 600.0
+    """How often it is looked whether fewer or cheaper devices would do; 0: never."""
     drain_s: float = 30.0
     """How long a replica or router finishes what it has after being told to stop."""
     log_level: str = "info"
@@ -125,12 +144,15 @@ LIMITS: dict[str, tuple[float, float]] = {
     "promote_after_s": (0, 86_400),
     "demote_per_s": (0, 1e9),
     "demote_after_s": (0, 1e9),
+    "rebalance_s": (0, 1e9),
     "drain_s": (0, 86_400),
 }
 """Least and most of each setting that is a number."""
 NEAR = 0.88
 """Likeness from which a variable is taken for one of ours with a slip in it."""
 _DATABASE = re.compile(r"postgresql\+psycopg://(.*@)?[^/@]*/[^/?]+(\?.*)?$")
+_TIER = re.compile(r"[a-z0-9][a-z0-9-]{0,31}$")
+NUMBER_MAX = 1e9
 CLIENT_VARIABLES = ("HEADRACE_URL", "HEADRACE_CONTROL_URL", "HEADRACE_API_KEY")
 """Read by clients, not by the platform."""
 
@@ -180,6 +202,8 @@ def load(file: Path | None, environment: Mapping[str, str], command_line: Mappin
         if value is not None:
             values[name] = value
             origins[name] = "command line"
+    for name in ("tiers", "devices"):
+        values |= {name: _json(name, values[name], origins[name])} if isinstance(values.get(name), str) else {}
     try:
         settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
@@ -196,7 +220,8 @@ def load(file: Path | None, environment: Mapping[str, str], command_line: Mappin
         raise InvalidInput(f"demote_per_s: {settings.demote_per_s:g}, {expected}", field="demote_per_s")
     _check_database(settings, origins["database"])
     _check_zygotes(settings.zygotes, origins["zygotes"])
-    return Loaded(settings, origins)
+    _check_devices(settings, origins)
+    return Loaded(msgspec.structs.replace(settings, tiers=TIERS | settings.tiers), origins)
 
 
 def shown(loaded: Loaded) -> Loaded:
@@ -230,6 +255,31 @@ def _check_zygotes(text: str, origin: str) -> None:
             expected = f"expected off, or some of {', '.join(RUNTIMES)} by commas"
             hint = did_you_mean(name.strip(), RUNTIMES)
             raise InvalidInput(f"zygotes: {name.strip()!r}, {expected} ({origin})", field="zygotes", hint=hint)
+
+
+def _check_devices(settings: Settings, origins: Mapping[str, str]) -> None:
+    for name, tier in settings.tiers.items():
+        if not _TIER.match(name):
+            raise InvalidInput(f"tiers: {name!r}, expected letters, digits and - ({origins['tiers']})", field="tiers")
+        numbers = (tier.price_per_h, tier.speed, tier.spot_price_per_h or 0.0)
+        if not all(0 <= number <= NUMBER_MAX for number in numbers) or not tier.speed:
+            expected = f"expected prices of 0 to {NUMBER_MAX:g} and a speed above 0"
+            raise InvalidInput(f"tiers: {name}: {expected} ({origins['tiers']})", field="tiers")
+    names = [device.name for device in settings.devices]
+    for device in settings.devices:
+        if not _TIER.match(device.name) or names.count(device.name) > 1:
+            expected = "expected letters, digits and -, each name once"
+            raise InvalidInput(f"devices: {device.name!r}, {expected} ({origins['devices']})", field="devices")
+        if not (1 <= device.memory_mb <= NUMBER_MAX and 0 <= device.compute <= NUMBER_MAX):
+            expected = f"expected memory_mb of 1 to {NUMBER_MAX:g} and compute of 0 to {NUMBER_MAX:g}"
+            raise InvalidInput(f"devices: {device.name}: {expected} ({origins['devices']})", field="devices")
+
+
+def _json(name: str, text: str, origin: str) -> object:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise InvalidInput(f"{name}: not JSON: {error} ({origin})", field=name) from None
 
 
 def _check_known(name: str, origin: str) -> None:

@@ -419,6 +419,8 @@ class Replica(msgspec.Struct):
     in ``total``."""
     origin: Origin = ""
     """What its process was before: forked from a ``zygote``, one that stood ``idle``, or a new ``process``."""
+    device: str = ""
+    """Where it was placed."""
 
 
 DeploymentMode = Literal["dedicated", "shared", "auto"]
@@ -445,18 +447,22 @@ class Deployment(msgspec.Struct):
     traffic_percent: float
     created_at: str
     memory_mb: int | None = None
-    """Most memory of a replica, in MiB."""
+    """Most memory of a replica, in MiB; of a shared one, of the model."""
     traffic_on_ready: float | None = None
     """Percent that it takes once ready; null where none waits."""
     start_p95_s: float | None = None
     """95th percentile of its replicas' last starts, from the command to ready; of its engine's where it has none."""
-    """Most memory of a replica, in MiB; of a shared one, of the model."""
     mode: DeploymentMode = "dedicated"
     placed: Placement = "dedicated"
     placed_why: str = ""
     """Why it was moved there."""
     resident: bool | None = None
     """Of one that is in shared processes: whether it is in the memory of any."""
+    tiers: list[str] = []
+    """Hardware that it may run on, any of them; empty: processors."""
+    spot: bool = False
+    compute: float | None = None
+    """Reserved for each replica."""
 
 
 class DeploymentCreate(msgspec.Struct, forbid_unknown_fields=True):
@@ -477,6 +483,13 @@ class DeploymentCreate(msgspec.Struct, forbid_unknown_fields=True):
     """Most memory of a replica, in MiB; one that takes more is killed. No limit when left out. Of a shared deployment,
     most memory of the model."""
     mode: DeploymentMode = "dedicated"
+    tiers: list[str] = []
+    """Hardware that it may run on, any of them: ``a100``, ``l40``, ``t4``, ``cpu``. Processors when left out."""
+    spot: bool = False
+    """It may run on devices that the provider may take away."""
+    compute: float | None = None
+    """Reserved for each replica: cores, or accelerators with a T4 for 1. When left out, nothing of processors, and of
+    an accelerator as much as of its memory."""
 
 
 class DeploymentUpdate(msgspec.Struct, forbid_unknown_fields=True):
@@ -486,6 +499,51 @@ class DeploymentUpdate(msgspec.Struct, forbid_unknown_fields=True):
     reason: str | None = None
     force: bool = False
     """Go to 0 replicas even while it has traffic or pinned tenants: their requests are then refused (503)."""
+
+
+class DeviceStatus(msgspec.Struct):
+    """A device and what is on it. Of memory and compute replicas may take 90 % and 80 %."""
+
+    id: str
+    node: str
+    tier: str
+    spot: bool
+    memory_mb: int
+    memory_used_mb: float
+    """By limits, measurements and estimates: what placement reckons with."""
+    compute: float
+    """Cores, or accelerators with a T4 for 1."""
+    compute_used: float
+    """Reserved."""
+    replicas: int
+    price_per_h: float
+
+
+class PlannedMove(msgspec.Struct):
+    """A replica that is to run elsewhere: the new one starts, then the old one drains."""
+
+    model: str
+    tenant: str
+    version: int
+    replica: str
+    source: str
+    target: str
+
+
+class PlacementPlan(msgspec.Struct):
+    """GET /api/v1/placement: what the background optimiser found last."""
+
+    detail: str
+    """What it does, or why it does not."""
+    at: str | None
+    """When it last looked; null: not yet."""
+    price_per_h: float
+    """Of the devices in use then."""
+    price_after_per_h: float
+    bound_per_h: float
+    """What no placement can be cheaper than."""
+    moves: list[PlannedMove]
+    """Those still to be made."""
 
 
 class Quarantined(msgspec.Struct):

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from headrace.core.devices import Tier
 from headrace.core.golden import Golden, GoldenResult
 from headrace.core.optimization import OptimizationCreate, OptimizationReport
 from headrace.core.reference import Reference
@@ -159,6 +160,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     """Most resident memory of the process, in MiB; above it, it is killed. None: no limit."""
     device: str = ""
     """Id of the `devices.Device` that it was placed on; empty: its fleet's choice."""
+    compute: float | None = None
+    """Reserved for it: cores, or accelerators with a T4 for 1."""
     forms: str = ""
     """Folder of its node's serving forms; empty: there is none."""
     pack: PackSpec | None = None
@@ -293,6 +296,8 @@ class ControlSpec(msgspec.Struct, frozen=True):
     control_url: str = ""
     """Where clients reach the first of them."""
     packing: Packing = Packing()
+    tiers: dict[str, Tier] = {}
+    rebalance_s: float = 600.0
 
 
 class SampleFile(msgspec.Struct, frozen=True):

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable
 from typing import Protocol
 
+from headrace.core.devices import Device
 from headrace.core.specs import CatalogOrder, ReplicaSpec, ReplicaStatus
 
 
@@ -27,6 +28,9 @@ class Fleet(Protocol):
 
     def statuses(self) -> tuple[ReplicaStatus, ...]:
         """All replicas, oldest first, as last heard."""
+
+    def devices(self) -> tuple[Device, ...]:
+        """Where replicas may run, as last heard; `ReplicaSpec.device` names one of them."""
 
     def watch(self, changed: Callable[[], None]) -> None:
         """Have `changed` called whenever `statuses` differs."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from headrace.core.devices import Device
 from headrace.core.specs import CatalogOrder, ReplicaSpec, ReplicaStatus
 from headrace.deploy.wire import NodeCommand, NodeState, ZygoteStatus
 
@@ -78,6 +79,10 @@ class LocalFleet:
     def statuses(self) -> tuple[ReplicaStatus, ...]:
         """See `Fleet.statuses`."""
         return tuple(self._state.replicas) if self._state is not None else ()
+
+    def devices(self) -> tuple[Device, ...]:
+        """See `Fleet.devices`."""
+        return self._state.devices if self._state is not None else ()
 
     def watch(self, changed: Callable[[], None]) -> None:
         """See `Fleet.watch`."""

@@ -43,6 +43,7 @@ from headrace.deploy import states
 from headrace.deploy.catalog import Catalog
 from headrace.deploy.child import Child
 from headrace.deploy.forms import Forms
+from headrace.deploy.inventory import devices, visible
 from headrace.deploy.place import clear_sockets, lock, new_quota, reserve_port, run_folder
 from headrace.deploy.pulls import Pulls
 from headrace.deploy.record import ReplicaRecord
@@ -84,6 +85,7 @@ class Node:
         self.folder = folder
         self.run = run
         self.ports = ports
+        self.devices = devices(socket.gethostname(), settings.devices, settings.tiers)
         self.logs = folder / "logs"
         self.replicas: dict[str, ReplicaRecord] = {}
         self.services: dict[str, Child] = {}
@@ -149,6 +151,8 @@ class Node:
             self.url(name),
             self.url("control"),
             Packing(**{name: getattr(s, name) for name in Packing.__struct_fields__}),
+            s.tiers,
+            s.rebalance_s,
         )
 
     def _router(self, name: str, port: int) -> RouterSpec:
@@ -322,7 +326,8 @@ class Node:
             self.touch()
 
         spec = msgspec.structs.replace(record.spec, forms=self.forms.folder)
-        hidden, environment = variables(self.settings.database), engine_environment(spec.threads)
+        hidden = variables(self.settings.database)
+        environment = engine_environment(spec.threads) | visible(spec.device)
         engines = [served.engine for served in spec.versions]
         runtime = runtime_of(engines, spec.threads) if engines and self.settings.zygotes != "off" else None
         launch = self.zygotes.launch(runtime) if runtime is not None else None
@@ -346,7 +351,7 @@ class Node:
         """What the control plane reads."""
         routers = sorted(name for name in self.ready if name.startswith("router"))
         replicas = [record.status() for record in self.replicas.values()]
-        return msgspec.json.encode(NodeState(replicas, routers, self.zygotes.statuses())) + b"\n"
+        return msgspec.json.encode(NodeState(replicas, routers, self.zygotes.statuses(), self.devices)) + b"\n"
 
     async def tell(self) -> None:
         """Send the state after every change."""

@@ -43,6 +43,10 @@ class Want:
     """What each replica shall have; those with another number are replaced one by one. None: any will do."""
     memory_mb: int | None = None
     """Likewise, where `threads` is given."""
+    compute: float | None = None
+    """Likewise."""
+    leaving: frozenset[str] = frozenset()
+    """Ids of replicas that are to be replaced likewise, wherever they are not where they should be."""
 
 
 @dataclass(slots=True)
@@ -140,7 +144,7 @@ def reconcile(
         note = memory.setdefault(target, Memory())
         if note.revision != want.revision:
             memory[target] = note = Memory(want.revision, noticed=note.noticed)
-        _notice_deaths(by_target[target], draining, note, plan, now)
+        _notice_deaths(want, by_target[target], draining, note, plan, now)
         live = [s for s in by_target[target] if s.state in LIVE and s.spec.id not in draining]
         if want.replicas:
             live = [s for s in live if not s.stuck]
@@ -157,42 +161,51 @@ def reconcile(
     return replace(plan, wake_at=min(wakes, default=None))
 
 
-def _outdated(want: Want, status: ReplicaStatus) -> bool:
-    wanted = (want.threads, want.memory_mb)
-    return want.threads is not None and (status.spec.threads, status.spec.memory_mb) != wanted
+def outdated(want: Want, status: ReplicaStatus) -> bool:
+    """Whether a replica was started otherwise, or elsewhere, than is wanted now."""
+    if status.spec.id in want.leaving:
+        return True
+    wanted = (want.threads, want.memory_mb, want.compute)
+    return want.threads is not None and (status.spec.threads, status.spec.memory_mb, status.spec.compute) != wanted
 
 
 def _surplus(want: Want, live: Sequence[ReplicaStatus]) -> list[str]:
     """Ids of replicas to stop: not ready before ready, outdated before others, then the youngest."""
     excess = len(live) - want.replicas
-    replaces = any(s.state != "ready" and not _outdated(want, s) for s in live)
-    if replaces and any(s.state == "ready" and _outdated(want, s) for s in live) and want.replicas:
+    replaces = any(s.state != "ready" and not outdated(want, s) for s in live)
+    if replaces and any(s.state == "ready" and outdated(want, s) for s in live) and want.replicas:
         excess -= 1  # one more than wanted, while the new one is on its way
     if excess <= 0:
         return []
-    order = sorted(enumerate(live), key=lambda pair: (pair[1].state == "ready", not _outdated(want, pair[1]), -pair[0]))
+    order = sorted(enumerate(live), key=lambda pair: (pair[1].state == "ready", not outdated(want, pair[1]), -pair[0]))
     return [status.spec.id for _, status in order[:excess]]
 
 
 def _missing(want: Want, live: Sequence[ReplicaStatus]) -> int:
     """How many replicas to start."""
     if len(live) == want.replicas and all(s.state == "ready" for s in live):
-        return int(any(_outdated(want, s) for s in live))
+        return int(any(outdated(want, s) for s in live))
     return max(want.replicas - len(live), 0)
 
 
 def _notice_deaths(
-    statuses: Sequence[ReplicaStatus], draining: Collection[str], note: Memory, plan: Plan, now: float
+    want: Want,
+    statuses: Sequence[ReplicaStatus],
+    draining: Collection[str],
+    note: Memory,
+    plan: Plan,
+    now: float,
 ) -> None:
     counted = note.noticed
     note.noticed = {status.spec.id for status in statuses if status.state in ENDED}
     for status in statuses:
         if status.spec.id in counted:
             pass  # forgetting takes the fleet a while: a death counts once, however often its record is seen
-        elif status.state == "failed":
+        elif status.state == "failed" and not want.leaving:
             plan.deaths.append(Death(target_of(status), status.spec.id, status.detail))
             note.failure = status.detail or "the replica could not serve the version"
-        elif status.state == "crashed" and status.spec.id not in draining:
+        elif status.state in ENDED[1:] and status.spec.id not in draining:
+            # One that cannot serve where it is to move to is no reason to give those up that can where they are.
             plan.deaths.append(Death(target_of(status), status.spec.id, status.detail))
             note.crashes += 1
             note.last_crash = status.detail

@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
     func,
     insert,
     select,
@@ -24,6 +25,7 @@ from sqlalchemy import (
 from headrace.core import revisions
 from headrace.core.database import metadata, now
 from headrace.core.resources import DeploymentMode, Placement
+from headrace.deploy.demand import ANYWHERE, Terms
 
 deployments = Table(
     "deployments",
@@ -40,6 +42,9 @@ deployments = Table(
     Column("mode", String(16), nullable=False),
     Column("placed", String(16), nullable=False),
     Column("placed_why", Text, nullable=False),
+    Column("tiers", String(400), nullable=False, server_default=""),
+    Column("spot", Boolean, nullable=False, server_default=false()),
+    Column("compute", Float, nullable=True),
 )
 
 
@@ -60,11 +65,20 @@ class Desired:
     mode: DeploymentMode = "dedicated"
     placed: Placement = "dedicated"
     placed_why: str = ""
+    tiers: str = ""
+    """Names with commas between them."""
+    spot: bool = False
+    compute: float | None = None
 
     @property
     def replica_memory_mb(self) -> int | None:
         """Most memory of a replica of its own; that of a shared one is the model's."""
         return None if self.mode == "shared" else self.memory_mb
+
+    @property
+    def terms(self) -> Terms:
+        """How it wants to be placed."""
+        return Terms(tuple(self.tiers.split(",")) if self.tiers else (), self.spot, self.replicas)
 
     def waiting_share(self, routed: bool) -> float | None:
         """The percent that it takes once ready, of a model that is `routed` already or not: what was asked, or for the
@@ -105,6 +119,8 @@ def create(
     traffic_on_ready: float | None,
     memory_mb: int | None = None,
     mode: DeploymentMode = "dedicated",
+    terms: Terms = ANYWHERE,
+    compute: float | None = None,
 ) -> None:
     """Want a version to run; one that is wanted already takes the new numbers. One that is `auto` anew starts out
     shared; where it is so already, it stays where it is."""
@@ -115,6 +131,7 @@ def create(
         "traffic_on_ready": traffic_on_ready,
         "memory_mb": memory_mb,
     }
+    values |= {"tiers": ",".join(terms.tiers), "spot": terms.spot, "compute": compute}
     if before is None or before.mode != mode or before.placed == "isolated":
         values |= {"mode": mode, "placed": "dedicated" if mode == "dedicated" else "shared", "placed_why": ""}
     if before is None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from headrace.core.devices import Device
 from headrace.core.specs import CatalogOrder, ReplicaSpec, ReplicaStatus
 
 
@@ -42,3 +43,5 @@ class NodeState(msgspec.Struct):
     routers: list[str]
     """Ids of the router processes that run."""
     zygotes: list[ZygoteStatus] = []
+    devices: tuple[Device, ...] = ()
+    """Of the node; they do not change while it runs."""

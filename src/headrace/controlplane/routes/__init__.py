@@ -6,6 +6,7 @@ from headrace.controlplane.routes import (
     audit,
     deployments,
     jobs,
+    placement,
     quarantine,
     registry,
     traffic,
@@ -22,6 +23,7 @@ HANDLERS = [
     *versions.HANDLERS,
     *jobs.HANDLERS,
     *deployments.HANDLERS,
+    *placement.HANDLERS,
     *traffic.HANDLERS,
     *quarantine.HANDLERS,
 ]
