@@ -136,7 +136,7 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     async def lead() -> None:
         token = await leadership.win()
         await fleet.open(spec.name, token)  # nothing is published before it is known what runs
-        await hub.listen(spec.control.removeprefix("unix:"))
+        await hub.listen(spec.control)
         await manager.tick()
         leadership.begin()
         working = [loop.create_task(manager.run()), loop.create_task(artifacts.keep_tidy())]

@@ -39,11 +39,12 @@ class Events:
             logging.getLogger("headrace.process").warning("the node does not listen")
 
 
-def watch_stop(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
-    """An event that is set at SIGTERM or when standard input ends."""
+def watch_stop(loop: asyncio.AbstractEventLoop, with_parent: bool = True) -> asyncio.Event:
+    """An event that is set at SIGTERM or, with the parent, when standard input ends."""
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    watch_input(loop, stop.set)
+    if with_parent:
+        watch_input(loop, stop.set)
     return stop
 
 

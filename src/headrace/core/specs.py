@@ -77,13 +77,18 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     threads: int = 1
     """Threads of the engine within one run."""
     control: str = ""
-    """Where its reports go: ``unix:/path``."""
+    """Where its reports go: ``unix:/path`` or ``tcp:host:port``."""
     drain_s: float = 30.0
     """How long it finishes what it has after being told to stop."""
     memory_mb: int | None = None
     """Most resident memory of the process, in MiB; above it, it is killed. None: no limit."""
     device: str = ""
     """Id of the `devices.Device` that it was placed on; empty: its fleet's choice."""
+    key: str = ""
+    """On TCP, its key (hex), by which it and others make sure of each other: `handshake`."""
+    unlinked_s: float = 0.0
+    """It outlives its node's agent, and leaves when no router has been linked to it for so long. 0: it leaves with the
+    agent."""
 
 
 class ReplicaStatus(msgspec.Struct, frozen=True):
@@ -97,7 +102,12 @@ class ReplicaStatus(msgspec.Struct, frozen=True):
     timings_s: dict[str, float] = {}
     """Duration of each stage: ``start``, ``load``, ``warm``."""
     stuck: bool = False
-    """A run of it has taken most of the time that it may: it is about to be killed, unless that ends."""
+    """A run of it has taken most of the time that it may: it is about to be killed, unless that ends. Or nothing is
+    heard of it, though nothing says that it has ended."""
+    address: str = ""
+    """Where it listens, if not at the address of its spec."""
+    lost: bool = False
+    """It serves, but what looked after it is gone: it is to be replaced, and stopped then."""
 
 
 class ReplicaEvent(msgspec.Struct, frozen=True):
@@ -108,6 +118,8 @@ class ReplicaEvent(msgspec.Struct, frozen=True):
     timings_s: dict[str, float] = {}
     stuck: bool | None = None
     """Where it is said, the event is about nothing else."""
+    address: str = ""
+    """Of one that is ready: where it listens, if not where its spec says."""
 
 
 class RouterSpec(msgspec.Struct, frozen=True):
@@ -129,6 +141,8 @@ class RouterSpec(msgspec.Struct, frozen=True):
     header_timeout_s: float = 10.0
     max_connections: int = 10_000
     drain_s: float = 30.0
+    secret: str = ""
+    """The cluster's (hex), where replicas are reached over TCP."""
 
 
 class ProcessEvent(msgspec.Struct, frozen=True):
@@ -137,6 +151,17 @@ class ProcessEvent(msgspec.Struct, frozen=True):
     state: Literal["ready", "failed"]
     port: int = 0
     detail: str = ""
+
+
+class RayLink(msgspec.Struct, frozen=True):
+    """What a control plane needs of a fleet on Ray."""
+
+    agent: str
+    """``unix:/path`` of the process that speaks with Ray."""
+    reports: str
+    """``tcp:host:port`` on which the leader listens for replicas' reports."""
+    secret: str
+    """The cluster's (hex)."""
 
 
 class ControlSpec(msgspec.Struct, frozen=True):
@@ -171,6 +196,8 @@ class ControlSpec(msgspec.Struct, frozen=True):
     """Where clients and the other control planes reach it."""
     control_url: str = ""
     """Where clients reach the first of them."""
+    ray: RayLink | None = None
+    """Where the fleet is Ray's."""
 
 
 class ExaminationRequest(msgspec.Struct, frozen=True):

@@ -25,6 +25,7 @@ class ReplicaRecord:
     timings_s: dict[str, float] = field(default_factory=dict)
     stopping: bool = False
     stuck: bool = False
+    address: str = ""
     last_words: str = ""
     """What its watchdog said just before it killed the process."""
     bringing: asyncio.Task[None] | None = None
@@ -53,6 +54,7 @@ class ReplicaRecord:
         self.state = states.step(states.REPLICA, self.state, event.state)
         self.detail = event.detail
         self.timings_s = self.timings_s | event.timings_s
+        self.address = event.address or self.address
 
     def ended(self, code: int) -> None:
         """Its process is no more."""
@@ -81,4 +83,5 @@ class ReplicaRecord:
     def status(self) -> ReplicaStatus:
         """As the fleet port shows it."""
         pid = self.child.pid if self.child is not None else 0
-        return ReplicaStatus(self.spec, self.state, pid, self.detail or self.waits_for(), self.timings_s, self.stuck)
+        detail = self.detail or self.waits_for()
+        return ReplicaStatus(self.spec, self.state, pid, detail, self.timings_s, self.stuck, self.address)
