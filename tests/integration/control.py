@@ -22,7 +22,7 @@ from headrace.controlplane.platform import Platform
 from headrace.controlplane.publisher import Publisher
 from headrace.controlplane.store import Store, open_store
 from headrace.core.database import metadata
-from headrace.core.resources import Problem
+from headrace.core.resources import FleetStatus, Problem
 from headrace.core.specs import ReplicaStatus
 from headrace.deploy.reconcile import Standing, Target
 from headrace.registry.examiner import Examiner
@@ -42,6 +42,9 @@ class Fleet:
 
     def statuses(self) -> tuple[ReplicaStatus, ...]:
         return ()
+
+    def summary(self) -> FleetStatus:
+        return FleetStatus()
 
     def wake(self) -> None:
         self.wakes += 1

@@ -58,6 +58,11 @@ class Hub:
         await listener.open(address, shared=True)
         self._listeners.append(listener)
 
+    @property
+    def connected(self) -> frozenset[str]:
+        """Ids of the replicas that are connected."""
+        return frozenset(self.replicas)
+
     def stop_replica(self, replica: str) -> None:
         """Tell a replica to drain and leave, where it is connected."""
         if replica in self.replicas:

@@ -10,6 +10,8 @@ import contextlib
 import logging
 import os
 from collections.abc import Collection, Iterable
+from copy import deepcopy
+from dataclasses import replace
 
 from sqlalchemy import Connection
 
@@ -22,8 +24,7 @@ from headrace.controlplane.settle import due, settle
 from headrace.controlplane.store import Store
 from headrace.core.errors import Unavailable
 from headrace.core.specs import ReplicaSpec, ServedVersion
-from headrace.deploy.fleet import replica_id
-from headrace.deploy.local import LocalFleet
+from headrace.deploy.fleet import Fleet, replica_id
 from headrace.deploy.reconcile import STARTING, Death, Memory, Plan, Standing, Target, Want, reconcile
 
 log = logging.getLogger("headrace.deploy")
@@ -49,7 +50,7 @@ class Manager:
     def __init__(
         self,
         store: Store,
-        fleet: LocalFleet,
+        fleet: Fleet,
         publisher: Publisher,
         artifacts: Artifacts,
         folder: str,
@@ -120,6 +121,10 @@ class Manager:
             for d in model.deployments
         ]
         memory = {target: self._memory[target] for target in scope.targets if target in self._memory}
+        if holding := self._fleet.holding:
+            return self._hold(
+                holding, reconcile(wants, scope.statuses, self._publisher.draining, deepcopy(memory), now)
+            )
         plan = reconcile(wants, scope.statuses, self._publisher.draining, memory, now)
         for target in scope.targets:
             self._memory.pop(target, None)
@@ -133,6 +138,15 @@ class Manager:
             await self._publisher.publish()
         self._attention.looked(state, statuses, scope, plan, memory)
         return plan
+
+    def _hold(self, why: str, plan: Plan) -> Plan:
+        """Nothing can be started or stopped: say so of all that is not as it should be. The look is not remembered."""
+        self.standings |= {
+            target: replace(standing, detail=f"holding: {why}" + (f"; {standing.detail}" if standing.detail else ""))
+            for target, standing in plan.standings.items()
+            if standing.state not in ("stopped", "failed")
+        }
+        return Plan(standings=self.standings)
 
     def _settle(self, connection: Connection, before: RoutingState, models: Collection[int]) -> None:
         self._guard(connection)

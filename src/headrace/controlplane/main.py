@@ -15,7 +15,7 @@ import msgspec
 import uvicorn
 import uvloop
 
-from headrace.controlplane import accounts, deploying, quarantine
+from headrace.controlplane import accounts, deploying, quarantine, views
 from headrace.controlplane.accounts import bootstrap
 from headrace.controlplane.app import create_app
 from headrace.controlplane.artifacts import Artifacts, Near
@@ -29,11 +29,12 @@ from headrace.controlplane.store import Store, open_store
 from headrace.core.errors import HeadraceError, NotFound
 from headrace.core.process import Events, watch_stop
 from headrace.core.report import Command, CommandReply, ReplicaReport, RouterReport
-from headrace.core.resources import DeploymentCreate, Role
+from headrace.core.resources import DeploymentCreate, FleetStatus, Role
 from headrace.core.specs import ControlSpec, ProcessEvent
 from headrace.deploy import store as deploy_store
 from headrace.deploy.local import LocalFleet
 from headrace.deploy.pulls import Pulls
+from headrace.deploy.ray.fleet import RayFleet
 from headrace.registry.cache import Cache
 from headrace.registry.examiner import Examiner
 from headrace.registry.folder import FolderStore
@@ -109,9 +110,16 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     urls = {"url": spec.http_url, "grpc_url": spec.grpc_url, "control_url": control_url}
     await store.run(lambda c: bootstrap(c, folder / "credentials.toml", urls))
     artifacts = open_artifacts(spec, store)
-    fleet = LocalFleet(spec.node)
-    metrics = Metrics(lambda index: tenant_name(publisher, index), fleet.statuses, lambda: publisher.epoch)
-    hub = Hub(lambda report: reports(report), lambda command: commands(command), lambda: manager.wake())
+    hub = Hub(
+        lambda report: reports(report),
+        lambda command: commands(command),
+        lambda: manager.wake(),
+        lambda _: manager.wake(),
+    )
+    fleet = open_fleet(spec, hub)
+    metrics = Metrics(
+        lambda index: tenant_name(publisher, index), fleet.statuses, lambda: publisher.epoch, lambda: fleet.holding
+    )
     leadership = Leadership(store, f"{spec.name}@{socket.gethostname()}:{spec.port}", spec.url)
     check = leadership.check
     publisher = Publisher(store, hub, fleet, spec.anonymous_tenant, check)
@@ -135,6 +143,8 @@ async def serve(spec: ControlSpec, events: Events) -> None:
 
     async def lead() -> None:
         token = await leadership.win()
+        if spec.ray is not None:
+            await hub.listen(spec.ray.reports, bytes.fromhex(spec.ray.secret))
         await fleet.open(spec.name, token)  # nothing is published before it is known what runs
         await hub.listen(spec.control)
         await manager.tick()
@@ -169,6 +179,12 @@ async def first_of(leading: asyncio.Task[None], *others: Awaitable[object]) -> N
         task.cancel()
     if leading.done():
         leading.result()
+
+
+def open_fleet(spec: ControlSpec, hub: Hub) -> LocalFleet | RayFleet:
+    """The fleet of the settings."""
+    node = LocalFleet(spec.node)
+    return node if spec.ray is None else RayFleet(node, LocalFleet(spec.ray.agent), hub)
 
 
 def open_artifacts(spec: ControlSpec, store: Store) -> Artifacts:
@@ -223,9 +239,15 @@ class Api(uvicorn.Server):
 class Woken:
     """The fleet as the use cases need it: `ports.Fleet`."""
 
-    def __init__(self, fleet: LocalFleet, manager: Manager) -> None:
+    def __init__(self, fleet: LocalFleet | RayFleet, manager: Manager) -> None:
         self.statuses = fleet.statuses
         self.wake = manager.wake
+        self._fleet = fleet
+
+    def summary(self) -> FleetStatus:
+        """See `ports.Fleet.summary`."""
+        fleet, kind = self._fleet, "local" if isinstance(self._fleet, LocalFleet) else "ray"
+        return FleetStatus(kind, fleet.holding, [views.device(one) for one in fleet.devices])
 
 
 def tenant_name(publisher: Publisher, index: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from headrace.core.resources import ModelStatus, RouterStatus
+from headrace.core.resources import FleetStatus, ModelStatus, RouterStatus
 from headrace.core.specs import ReplicaStatus
 
 
@@ -30,6 +30,9 @@ class Fleet(Protocol):
 
     def statuses(self) -> tuple[ReplicaStatus, ...]:
         """Every replica known, in any state."""
+
+    def summary(self) -> FleetStatus:
+        """What runs them."""
 
     def wake(self) -> None:
         """Desired state has changed: reconcile now rather than at the next tick."""

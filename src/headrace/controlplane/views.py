@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from headrace.controlplane import accounts, composing
 from headrace.controlplane.accounts import TenantRow
 from headrace.core import resources
+from headrace.core.devices import Device
 from headrace.core.specs import ReplicaStatus
 from headrace.deploy import store as deploy_store
 from headrace.deploy.reconcile import Standing, Target, target_of
@@ -242,3 +243,8 @@ def deployment(
         desired.created_at,
         desired.memory_mb,
     )
+
+
+def device(one: Device) -> resources.FleetDevice:
+    """A device of the fleet."""
+    return resources.FleetDevice(one.id, one.tier, one.memory_mb, one.compute, one.spot)

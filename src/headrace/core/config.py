@@ -72,6 +72,20 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Reference to the secret key, likewise."""
     s3_session_token: str = "env:AWS_SESSION_TOKEN"
     """Reference to the session token, likewise."""
+    fleet: str = "local"
+    """What runs the replicas: `local`, processes of this machine, or `ray`, actors of a Ray cluster."""
+    ray_address: str = ""
+    """`HOST:PORT` of the head of a Ray cluster that this machine is a node of; empty: one is started here."""
+    ray_port: int = 6379
+    """Of the head that is started here."""
+    ray_folder: str = ""
+    """Folder on each of Ray's nodes, for replicas' logs and the cache; empty: one in the temporary folder."""
+    fleet_host: str = ""
+    """Address of this machine as the other nodes reach it; empty: of the interface towards Ray's head."""
+    fleet_port: int = 8003
+    """On which replicas of other nodes report. 0: chosen by the system at each start, and earlier replicas lose us."""
+    unlinked_s: float = 300.0
+    """A replica of another node that no router has been connected to for so long leaves."""
     replicas_max: int = 256
     """Replicas that all deployments together may want: each is a process."""
     drain_s: float = 30.0
@@ -93,12 +107,17 @@ LIMITS: dict[str, tuple[float, float]] = {
     "artifact_max_bytes": (1, 1 << 50),
     "artifact_grace_s": (0, 1e9),
     "cache_max_bytes": (1, 1 << 50),
+    "ray_port": (1, 65535),
+    "fleet_port": (0, 65535),
+    "unlinked_s": (1, 86_400),
     "replicas_max": (1, 1_000_000),
     "drain_s": (0, 86_400),
 }
 """Least and most of each setting that is a number."""
 NEAR = 0.88
 """Likeness from which a variable is taken for one of ours with a slip in it."""
+FLEETS = ("local", "ray")
+_RAY_ADDRESS = re.compile(r"[^\s/:]+:\d{1,5}")
 _DATABASE = re.compile(r"postgresql\+psycopg://(.*@)?[^/@]*/[^/?]+(\?.*)?$")
 CLIENT_VARIABLES = ("HEADRACE_URL", "HEADRACE_CONTROL_URL", "HEADRACE_API_KEY")
 """Read by clients, not by the platform."""
@@ -161,6 +180,7 @@ def load(file: Path | None, environment: Mapping[str, str], command_line: Mappin
             expected = f"{name}: {value}, expected {least:.15g} to {most:.15g} ({origins[name]})"
             raise InvalidInput(expected, field=name)
     _check_database(settings, origins["database"])
+    _check_fleet(settings, origins)
     return Loaded(settings, origins)
 
 
@@ -181,6 +201,19 @@ def _check_database(settings: Settings, origin: str) -> None:
             field="control_planes",
             hint="set database to a PostgreSQL server",
         )
+
+
+def _check_fleet(settings: Settings, origins: Mapping[str, str]) -> None:
+    if settings.fleet not in FLEETS:
+        expected = f"fleet: {settings.fleet!r}, expected {' or '.join(FLEETS)} ({origins['fleet']})"
+        raise InvalidInput(expected, field="fleet", hint=did_you_mean(settings.fleet, FLEETS))
+    address = settings.ray_address
+    if address and not _RAY_ADDRESS.fullmatch(address):
+        hint = "of the head, as `ray start` was given it; Ray's client protocol (ray://) does not reach actors' nodes"
+        expected = f"ray_address: {address!r}, expected HOST:PORT ({origins['ray_address']})"
+        raise InvalidInput(expected, field="ray_address", hint=hint)
+    if address and settings.fleet != "ray":
+        raise InvalidInput("ray_address: given, and the fleet is local", field="ray_address", hint="set fleet to ray")
 
 
 def _check_known(name: str, origin: str) -> None:

@@ -84,6 +84,12 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     """Most resident memory of the process, in MiB; above it, it is killed. None: no limit."""
     device: str = ""
     """Id of the `devices.Device` that it was placed on; empty: its fleet's choice."""
+    accelerators: float = 0.0
+    """That it takes: a fraction of one, or several whole ones of one node."""
+    tier: str = ""
+    """Kind of hardware that it must run on, `devices.Device.tier`; empty: any."""
+    spot: bool = True
+    """It may run where the provider may take the machine away."""
     key: str = ""
     """On TCP, its key (hex), by which it and others make sure of each other: `handshake`."""
     unlinked_s: float = 0.0

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from headrace.core.devices import Device
 from headrace.core.specs import ReplicaSpec, ReplicaStatus
 
 
@@ -26,3 +27,7 @@ class NodeState(msgspec.Struct):
     replicas: list[ReplicaStatus]
     routers: list[str]
     """Ids of the router processes that run."""
+    holding: str = ""
+    """Why nothing can be started or stopped now; empty where it can."""
+    devices: list[Device] = []
+    """Where replicas may run, of a fleet of several nodes."""

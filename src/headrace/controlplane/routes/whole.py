@@ -45,7 +45,8 @@ async def status(request: Http[Any, Any, Any], platform: Api) -> r.Status:
     routers = platform.telemetry.routers()
     epoch = max([router.epoch for router in routers], default=0)
     uptime_s = time.monotonic() - STARTED
-    return r.Status(__version__, uptime_s, epoch, platform.url, platform.grpc_url, routers, rows, deployments)
+    fleet = platform.fleet.summary()
+    return r.Status(__version__, uptime_s, epoch, platform.url, platform.grpc_url, routers, rows, deployments, fleet)
 
 
 @get("/api/v1/changes", summary="The audit")
