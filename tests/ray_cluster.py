@@ -35,14 +35,14 @@ class Cluster:
         self.name = secrets.token_hex(6)
         self.port = free_port("127.0.0.2")
         self.address = f"127.0.0.2:{self.port}"
-        self._environment = {**os.environ, **(environment or {}), "RAY_DISABLE_USAGE_STATS": "1"}
+        self._environment = {**os.environ, **(environment or {}), "RAY_USAGE_STATS_ENABLED": "0"}
         self.nodes: dict[int, subprocess.Popen[bytes]] = {}
 
     def host(self, number: int) -> str:
         return f"127.0.0.{number + 2}"
 
     def start(self, number: int, cpus: int = 4, gpus: int = 0, labels: str = "") -> None:
-        """Start a node; `wait` until it has joined. The head waits for itself."""
+        """Start a node, and wait until it has joined."""
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--num-cpus={cpus}"]
         command += [f"--node-ip-address={self.host(number)}", f"--num-gpus={gpus}", "--object-store-memory=80000000"]
         command += ["--head", f"--port={self.port}", "--include-dashboard=false"] if number == 0 else []
@@ -61,17 +61,18 @@ class Cluster:
                 env=environment,
                 start_new_session=True,
             )
-        if number == 0:
-            self.wait(0)
+        try:
+            self._joined(number, log)
+        except AssertionError:
+            self.stop()
+            raise
 
-    def wait(self, *numbers: int) -> None:
-        """Until these nodes have joined."""
+    def _joined(self, number: int, log: Path) -> None:
+        """One after the other: two that start at once on one machine get in each other's way."""
         end = time.monotonic() + START_S
-        for number in numbers:
-            log = self.folder / f"ray-{number}.log"
-            while "Ray runtime started" not in log.read_text(errors="replace"):
-                assert time.monotonic() < end and self.nodes[number].poll() is None, log.read_text(errors="replace")
-                time.sleep(0.1)
+        while "Ray runtime started" not in log.read_text(errors="replace"):
+            assert time.monotonic() < end and self.nodes[number].poll() is None, log.read_text(errors="replace")
+            time.sleep(0.1)
 
     def processes(self, number: int, named: str = "") -> list[int]:
         """What runs of a node, replicas included."""

@@ -38,7 +38,6 @@ class Fleet:
         self.cluster.start(0, cpus=0)
         self.cluster.start(1)
         self.cluster.start(2, gpus=2, labels="headrace.tier=t4,headrace.spot=true,headrace.gpu-memory-mb=16384")
-        self.cluster.wait(1, 2)
         os.environ.update(
             HEADRACE_FLEET="ray",
             HEADRACE_RAY_ADDRESS=self.cluster.address,
@@ -73,6 +72,10 @@ class Fleet:
         """Of the replicas that are ready."""
         found = self.client.deployments.list().items
         return {one.id: one.pid for d in found for one in d.instances if one.state == "ready"}
+
+    def scale(self, replicas: int) -> None:
+        """Of the version that is deployed."""
+        self.client.deployments.scale(f"echo@{self.client.deployments.list().items[0].version}", replicas)
 
     def hosts(self) -> list[str]:
         """Nodes of the replicas that are ready."""
@@ -174,7 +177,7 @@ def test_a_version_is_swapped_on_the_nodes_without_a_lost_request(fleet: Fleet) 
 
 
 def test_a_lost_nodes_replicas_are_started_elsewhere_and_no_request_is_lost(fleet: Fleet) -> None:
-    fleet.client.deployments.scale("echo@2", 3)
+    fleet.scale(3)
     until(lambda: len(fleet.pids()) == 3, 40)
     with answering_throughout(Wire(fleet.client), PATH):
         fleet.cluster.kill(2)
@@ -200,17 +203,18 @@ def test_without_rays_head_serving_goes_on_and_scaling_holds_until_it_is_back(fl
         fleet.cluster.kill(0)  # the head's machine: with the raylet to which our agent had connected
         until(lambda: bool(found()), 30)
         assert metric(fleet)
-        fleet.client.deployments.scale("echo@2", 4)
+        fleet.scale(5)
         until(lambda: "holding" in fleet.client.deployments.list().items[0].detail)
         os.kill(fleet.info.control_pid, signal.SIGKILL)  # also one that starts now serves and holds
         until(lambda: again(fleet) and bool(found()), 60)
         assert fleet.pids() == before
-        # A head that starts anew knows nobody, and nodes that join it have nothing of what runs.
+        # A head that starts anew knows nobody. The other nodes' parts of Ray end when they meet it, not so the replicas.
+        for number in set(fleet.cluster.nodes) - {0}:
+            fleet.cluster.kill(number, "/raylet/raylet ")
         fleet.cluster.start(0, cpus=0)
-        fleet.cluster.start(3)
-        fleet.cluster.wait(3)
+        fleet.cluster.start(3, cpus=8)
         until(lambda: not found(), 60)
-        until(lambda: fleet.hosts() == ["127.0.0.5"] * 4, 90)
+        until(lambda: fleet.hosts() == ["127.0.0.5"] * 5, 90)
     assert not set(fleet.pids()) & set(before)
     until(lambda: not any(runs(pid) for pid in before.values()), 60)  # replaced, and gone
 

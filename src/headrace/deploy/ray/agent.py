@@ -207,8 +207,10 @@ class Agent:
         }
         if asked.node is not None:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(asked.node, soft=False)
-        elif asked.labels:
-            options["label_selector"] = dict(asked.labels)
+        else:
+            # Ray would fill one node before it takes the next, and that one's loss would be everything's.
+            options["scheduling_strategy"] = "SPREAD"
+            options["label_selector"] = dict(asked.labels) or None
         key = replica_key(bytes.fromhex(self.spec.secret), spec.id).hex()
         launch = msgspec.json.encode(Launch(spec, token, key, self.spec.site))
         try:
