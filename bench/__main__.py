@@ -8,7 +8,7 @@ import sys
 
 from bench.harness import ROOT, parser, say
 
-BENCHES = ("dataplane", "hotswap", "many_models", "heavy", "binary", "pipeline", "replica_memory", "upload")
+BENCHES = ("dataplane", "hotswap", "many_models", "heavy", "binary", "pipeline", "replica_memory", "upload", "raynodes")
 
 
 def run(name: str, quick: bool) -> dict[str, object] | None:

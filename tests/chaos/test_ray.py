@@ -208,7 +208,7 @@ def test_without_rays_head_serving_goes_on_and_scaling_holds_until_it_is_back(fl
         os.kill(fleet.info.control_pid, signal.SIGKILL)  # also one that starts now serves and holds
         until(lambda: again(fleet) and bool(found()), 60)
         assert fleet.pids() == before
-        # A head that starts anew knows nobody. The other nodes' parts of Ray end when they meet it, not so the replicas.
+        # A head that starts anew knows nobody. The other nodes' parts of Ray end when they meet it, the replicas not.
         for number in set(fleet.cluster.nodes) - {0}:
             fleet.cluster.kill(number, "/raylet/raylet ")
         fleet.cluster.start(0, cpus=0)
