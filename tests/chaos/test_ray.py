@@ -22,7 +22,7 @@ from headrace.deploy.wire import NodeState
 from tests import models
 from tests.integration.wire import Wire, answering_throughout
 from tests.polling import until
-from tests.ray_cluster import Cluster
+from tests.ray_cluster import MARK, Cluster, free_port
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'headrace[ray]'")
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(240)]
@@ -209,7 +209,7 @@ def test_without_rays_head_serving_goes_on_and_scaling_holds_until_it_is_back(fl
         until(lambda: again(fleet) and bool(found()), 60)
         assert fleet.pids() == before
         # A head that starts anew knows nobody. The other nodes' parts of Ray end when they meet it, the replicas not.
-        for number in set(fleet.cluster.nodes) - {0}:
+        for number in fleet.cluster.nodes - {0}:
             fleet.cluster.kill(number, "/raylet/raylet ")
         fleet.cluster.start(0, cpus=0)
         fleet.cluster.start(3, cpus=8)
@@ -224,3 +224,30 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_without_a_cluster_to_join_one_is_started_and_ends_with_the_platform(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = Cluster(tmp_path)  # for its way of telling whose a process is; nothing of it is started
+    monkeypatch.setenv(MARK, f"{mine.name}-0")
+    for name, value in {
+        "FLEET": "ray",
+        "FLEET_HOST": "127.0.0.7",
+        "FLEET_PORT": "0",
+        "RAY_PORT": str(free_port("127.0.0.7")),
+        "RAY_FOLDER": str(tmp_path / "nodes"),
+    }.items():
+        monkeypatch.setenv(f"HEADRACE_{name}", value)
+    platform = Platform(str(tmp_path / "up"))
+    try:
+        platform.client.push("echo", models.echo_onnx().content)
+        platform.client.deploy("echo@1", traffic=100)
+        assert float(platform.client.predict("echo", [[3.0]]).outputs["y"][0][0]) == 3.0
+        assert mine.processes(0, "raylet")
+    finally:
+        platform.stop()
+        try:
+            until(lambda: not mine.processes(0), 20)
+        finally:
+            mine.kill(0)

@@ -115,9 +115,9 @@ def test_one_whose_actor_is_lost_serves_on_while_it_is_connected() -> None:
     world.connected = frozenset({"r"})
     assert world.seen() == ("ready", False, True)
     world.connected = frozenset()
-    assert world.seen() == ("crashed", False, False)
+    assert world.seen() == ("crashed", False, True)
     world.known = [status("stopped", lost=True)]
-    assert world.seen() == ("stopped", False, False)
+    assert world.seen() == ("stopped", False, True)
     world.connected = frozenset({"r"})
     assert world.seen() == ("draining", False, True)
 

@@ -112,3 +112,10 @@ def test_one_that_is_lost_serves_until_as_many_as_are_wanted_are_ready_without_i
     assert (plan.start, plan.stop, plan.standings[TARGET].ready) == ([], ["a"], 1)
     assert reconcile([Want(TARGET, 0, 2)], [lost], (), memory, 4.0).stop == ["a"]
     assert reconcile([], [lost], (), memory, 5.0).stop == ["a"]
+
+
+def test_one_that_went_with_its_node_is_replaced_at_once_and_is_no_crash_of_the_model() -> None:
+    gone = [replace(status(name, "crashed", "node"), lost=True) for name in "abcd"]
+    plan = reconcile([Want(TARGET, 4, 1)], gone, (), {}, 1.0)
+    assert plan.start == [TARGET] * 4 and sorted(plan.forget) == list("abcd") and len(plan.deaths) == 4
+    assert plan.standings[TARGET].state == "requested"

@@ -113,7 +113,8 @@ class ReplicaStatus(msgspec.Struct, frozen=True):
     address: str = ""
     """Where it listens, if not at the address of its spec."""
     lost: bool = False
-    """It serves, but what looked after it is gone: it is to be replaced, and stopped then."""
+    """What looked after it is gone. One that serves even so is to be replaced, and stopped then; one that has crashed
+    did so with its node, by no fault of its own."""
 
 
 class ReplicaEvent(msgspec.Struct, frozen=True):

@@ -195,13 +195,14 @@ def _notice_deaths(
             note.failure = status.detail or "the replica could not serve the version"
         elif status.state == "crashed" and status.spec.id not in draining:
             plan.deaths.append(Death(target_of(status), status.spec.id, status.detail))
+            if status.lost:
+                continue  # with its node: no fault of the model's
             note.crashes += 1
             note.last_crash = status.detail
             note.not_before = now + pause_s(note.crashes)
             if note.crashes >= CRASHES_MAX and not note.was_ready:
                 note.failure = f"crashed {note.crashes} times before it was ready: {status.detail}"
-        if status.state in ENDED:
-            plan.forget.append(status.spec.id)
+    plan.forget.extend(status.spec.id for status in statuses if status.state in ENDED)
 
 
 def pause_s(crashes: int) -> float:

@@ -113,8 +113,6 @@ class RayFleet:
             detail = f"serves on until another is ready; {status.detail}"
             state = "draining" if status.state == "stopped" else "ready"
             return msgspec.structs.replace(status, state=state, detail=detail)
-        if status.lost:
-            return msgspec.structs.replace(status, lost=False)
         if status.state == "ready" and silent_s > SILENT_S:
             return msgspec.structs.replace(status, stuck=True, detail=f"not heard of for more than {SILENT_S:g} s")
         return status
