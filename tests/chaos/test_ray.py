@@ -208,13 +208,14 @@ def test_without_rays_head_serving_goes_on_and_scaling_holds_until_it_is_back(fl
         os.kill(fleet.info.control_pid, signal.SIGKILL)  # also one that starts now serves and holds
         until(lambda: again(fleet) and bool(found()), 60)
         assert fleet.pids() == before
-        # A head that starts anew knows nobody. The other nodes' parts of Ray end when they meet it, the replicas not.
-        for number in fleet.cluster.nodes - {0}:
-            fleet.cluster.kill(number, "/raylet/raylet ")
-        fleet.cluster.start(0, cpus=0)
-        fleet.cluster.start(3, cpus=8)
-        until(lambda: not found(), 60)
-        until(lambda: fleet.hosts() == ["127.0.0.5"] * 5, 90)
+    # A head that starts anew knows nobody, and takes no node that an earlier one had: all is started on new ones.
+    for number in fleet.cluster.nodes - {0}:
+        fleet.cluster.kill(number, "/raylet/raylet ")
+    fleet.cluster.start(0, cpus=0)
+    fleet.cluster.start(3, cpus=8)
+    until(lambda: not found(), 60)
+    until(lambda: fleet.hosts() == ["127.0.0.5"] * 5, 90)
+    assert answers(fleet)
     assert not set(fleet.pids()) & set(before)
     until(lambda: not any(runs(pid) for pid in before.values()), 60)  # replaced, and gone
 
