@@ -22,6 +22,7 @@ BENCHES = (
     "pack",
     "placement",
 )
+BENCHES = ("dataplane", "hotswap", "many_models", "heavy", "binary", "pipeline", "replica_memory", "upload", "raynodes")
 
 
 def run(name: str, quick: bool) -> dict[str, object] | None:

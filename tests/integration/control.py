@@ -22,7 +22,7 @@ from headrace.controlplane.platform import Platform
 from headrace.controlplane.publisher import Publisher
 from headrace.controlplane.store import Store, open_store
 from headrace.core.database import metadata
-from headrace.core.resources import DeviceStatus, PlacementPlan, Problem
+from headrace.core.resources import DeviceStatus, FleetStatus, PlacementPlan, Problem
 from headrace.core.specs import ReplicaStatus
 from headrace.deploy.reconcile import Standing, Target
 from headrace.registry.examiner import Examiner
@@ -48,6 +48,9 @@ class Fleet:
 
     def placement(self) -> PlacementPlan:
         return PlacementPlan("off", None, 0.0, 0.0, 0.0, [])
+
+    def summary(self) -> FleetStatus:
+        return FleetStatus()
 
     def wake(self) -> None:
         self.wakes += 1

@@ -89,7 +89,7 @@ class Control:
         task.add_done_callback(self.tasks.discard)
 
     async def open(self) -> None:
-        await self.hub.listen(self.address.removeprefix("unix:"))
+        await self.hub.listen(self.address)
 
     async def add(self, *names: str) -> None:
         def work(c: Connection) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from headrace.core.schema import Signature
 from headrace.core.specs import EngineOptions, ReplicaSpec, ReplicaState, ReplicaStatus, ServedVersion
@@ -98,3 +99,23 @@ def test_scaling_down_stops_what_is_not_ready_first() -> None:
 def test_the_version_before_the_current_one_stays_warm() -> None:
     had = [("m", 1), ("m", 2), ("m", 3), ("m", 4)]
     assert retire(had, {"m": [4]}, {"m": [3]}, {"m": [1]}) == [("m", 2)]
+
+
+def test_one_that_is_lost_serves_until_as_many_as_are_wanted_are_ready_without_it() -> None:
+    lost = replace(status("a", "ready"), lost=True)
+    wants, memory = [Want(TARGET, 1, 1)], dict[tuple[str, int], Memory]()
+    plan = reconcile(wants, [lost], (), memory, 1.0)
+    assert (plan.start, plan.stop, plan.forget) == ([TARGET], [], [])
+    plan = reconcile(wants, [lost, status("b", "loading")], (), memory, 2.0)
+    assert (plan.start, plan.stop) == ([], [])
+    plan = reconcile(wants, [lost, status("b", "ready")], (), memory, 3.0)
+    assert (plan.start, plan.stop, plan.standings[TARGET].ready) == ([], ["a"], 1)
+    assert reconcile([Want(TARGET, 0, 2)], [lost], (), memory, 4.0).stop == ["a"]
+    assert reconcile([], [lost], (), memory, 5.0).stop == ["a"]
+
+
+def test_one_that_went_with_its_node_is_replaced_at_once_and_is_no_crash_of_the_model() -> None:
+    gone = [replace(status(name, "crashed", "node"), lost=True) for name in "abcd"]
+    plan = reconcile([Want(TARGET, 4, 1)], gone, (), {}, 1.0)
+    assert plan.start == [TARGET] * 4 and sorted(plan.forget) == list("abcd") and len(plan.deaths) == 4
+    assert plan.standings[TARGET].state == "requested"

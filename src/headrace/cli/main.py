@@ -73,6 +73,13 @@ def up(
     s3_secret_key: Annotated[str | None, typer.Option(help="Reference, never the key itself.")] = None,
     s3_session_token: Annotated[str | None, typer.Option(help="Reference.")] = None,
     forms_max_bytes: Annotated[int | None, typer.Option(help="Serving forms of large ONNX models; 0: none.")] = None,
+    fleet: Annotated[str | None, typer.Option(help="What runs the replicas: local, or ray.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="HOST:PORT of Ray's head; default: one is started.")] = None,
+    ray_port: Annotated[int | None, typer.Option(help="Of the head that is started here.")] = None,
+    ray_folder: Annotated[str | None, typer.Option(help="Folder for logs and cache on Ray's nodes.")] = None,
+    fleet_host: Annotated[str | None, typer.Option(help="Our address as the fleet's other nodes reach it.")] = None,
+    fleet_port: Annotated[int | None, typer.Option(help="On which replicas of other nodes report.")] = None,
+    unlinked_s: Annotated[float | None, typer.Option(help="Replicas without routers leave after it.")] = None,
     replicas_max: Annotated[int | None, typer.Option(help="Replicas that all deployments together may want.")] = None,
     zygotes: Annotated[str | None, typer.Option(help="Runtimes to fork replicas from, from the start; off.")] = None,
     idle_processes: Annotated[int | None, typer.Option(help="Processes that stand ready, per runtime.")] = None,
@@ -152,6 +159,10 @@ def show_status(found: Status) -> None:
         f"headrace {found.version}, up {found.uptime_s:.0f} s, {connected} of {len(found.routers)} routers connected"
     )
     output.console.print(f"inference: HTTP {found.url}, gRPC {found.grpc_url or 'off'}")
+    if found.fleet.kind != "local":
+        nodes = len({device.id.partition("/")[0] for device in found.fleet.devices})
+        holding = f"; holding: {found.fleet.holding}" if found.fleet.holding else ""
+        output.console.print(f"fleet: {found.fleet.kind}, {nodes} {'node' if nodes == 1 else 'nodes'}{holding}")
     rows = (
         (
             f"{m.tenant}/{m.model}",

@@ -32,8 +32,8 @@ class Attention:
     def __init__(self) -> None:
         self._state = NOTHING
         self._numbers: dict[str, int] = {}
-        self._replicas: dict[str, tuple[str, str, bool]] = {}
-        """Replica -> (model, state, stuck)."""
+        self._replicas: dict[str, tuple[str, str, bool, bool]] = {}
+        """Replica -> (model, state, stuck, lost)."""
         self._restless: set[str] = set()
 
     def also(self, models: Iterable[str]) -> None:
@@ -80,5 +80,5 @@ class Attention:
         self._restless = waiting | leaving | {model for model, _ in plan.start}
 
 
-def _replicas(statuses: Collection[ReplicaStatus]) -> dict[str, tuple[str, str, bool]]:
-    return {status.spec.id: (target_of(status)[0], status.state, status.stuck) for status in statuses}
+def _replicas(statuses: Collection[ReplicaStatus]) -> dict[str, tuple[str, str, bool, bool]]:
+    return {one.spec.id: (target_of(one)[0], one.state, one.stuck, one.lost) for one in statuses}

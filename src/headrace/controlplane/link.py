@@ -1,16 +1,18 @@
-"""The control plane's end of its Unix socket: routers and replicas connect to it."""
+"""The control plane's end of its Unix socket: routers and replicas connect to it; and of a TCP port, where replicas of
+other machines do."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import Awaitable, Callable
 
 import msgspec
 
 from headrace.core import frames
+from headrace.core.addresses import Listener
+from headrace.core.handshake import replica_key
 from headrace.core.report import Command, CommandReply, Hello, ReplicaReport, RouterReport
 
 log = logging.getLogger("headrace.controlplane.link")
@@ -25,28 +27,51 @@ class Hub:
         on_report: receives every report.
         on_command: does what a router asks for.
         on_router: called when a router has connected or gone.
+        on_replica: called when a replica has.
     """
 
-    def __init__(self, on_report: Reports, on_command: Commands, on_router: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        on_report: Reports,
+        on_command: Commands,
+        on_router: Callable[[], None],
+        on_replica: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.routers: dict[str, Peer] = {}
+        self.replicas: dict[str, Peer] = {}
         self.on_report = on_report
         self.on_command = on_command
         self.on_router = on_router
+        self.on_replica = on_replica
         self.tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.AbstractServer | None = None
+        self._listeners: list[Listener] = []
         self._acknowledged = asyncio.Event()
 
-    async def listen(self, path: str) -> None:
-        """Accept connections on a Unix socket; one left by a dead process is replaced."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        self._server = await asyncio.get_running_loop().create_unix_server(lambda: Peer(self), path)
-        os.chmod(path, 0o600)
+    async def listen(self, address: str, secret: bytes = b"") -> None:
+        """Accept connections; on TCP of replicas alone, each under its own name. Raises OSError.
+
+        Args:
+            address: ``unix:/path`` or ``tcp:host:port``.
+            secret: the cluster's, on TCP.
+        """
+        listener = Listener(lambda name: Peer(self, name), "reports", lambda name: replica_key(secret, name))
+        await listener.open(address, shared=True)
+        self._listeners.append(listener)
+
+    @property
+    def connected(self) -> frozenset[str]:
+        """Ids of the replicas that are connected."""
+        return frozenset(self.replicas)
+
+    def stop_replica(self, replica: str) -> None:
+        """Tell a replica to drain and leave, where it is connected."""
+        if replica in self.replicas:
+            self.replicas[replica].transport.write(frames.frame(frames.GOAWAY))
 
     def close(self) -> None:
         """Accept nothing more."""
-        if self._server is not None:
-            self._server.close()
+        for listener in self._listeners:
+            listener.close()
 
     def acknowledged(self) -> None:
         """A router has moved on."""
@@ -66,13 +91,18 @@ class Hub:
 
 
 class Peer(frames.FrameProtocol):
-    """One connection."""
+    """One connection.
+
+    Args:
+        replica: the only one that it may be of, as it has proved; empty: anybody's who can open our socket.
+    """
 
     FRAME_MAX = 64 << 20
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, replica: str = "") -> None:
         super().__init__()
         self.hub = hub
+        self.replica = replica
         self.hello: Hello | None = None
         self.epoch = 0
         """What it serves by."""
@@ -89,6 +119,9 @@ class Peer(frames.FrameProtocol):
         if self.hello is not None and self.hub.routers.get(self.hello.id) is self:
             del self.hub.routers[self.hello.id]
             self.hub.on_router()
+        elif self.hello is not None and self.hub.replicas.get(self.hello.id) is self:
+            del self.hub.replicas[self.hello.id]
+            self.hub.on_replica(self.hello.id)
 
     def on_data(self, data: bytes) -> int:
         """Handle frames."""
@@ -100,7 +133,7 @@ class Peer(frames.FrameProtocol):
                 break
             try:
                 self._handle(kind, rid, data[at + frames.SIZE + meta_length : end])
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, PermissionError):
                 self.transport.abort()  # not one of ours, or of another release
                 return len(data)
             at = end
@@ -110,9 +143,15 @@ class Peer(frames.FrameProtocol):
         hub = self.hub
         if kind == frames.HELLO:
             self.hello = msgspec.msgpack.decode(body, type=Hello)
+            if self.replica and (self.hello.kind, self.hello.id) != ("replica", self.replica):
+                log.warning("the replica %s says that it is %s", self.replica, self.hello.id)
+                raise PermissionError(self.replica)
             if self.hello.kind == "router":
                 hub.routers[self.hello.id] = self
                 hub.on_router()
+            else:
+                hub.replicas[self.hello.id] = self
+                hub.on_replica(self.hello.id)
         elif kind == frames.ACK:
             self.epoch = msgspec.msgpack.decode(body, type=int)
             if self.epoch == 0:
@@ -123,8 +162,10 @@ class Peer(frames.FrameProtocol):
             if self.hello.kind == "router":
                 hub.on_report(msgspec.msgpack.decode(body, type=RouterReport))
             else:
-                hub.on_report(msgspec.msgpack.decode(body, type=ReplicaReport))
-        elif kind == frames.COMMAND:
+                report = msgspec.msgpack.decode(body, type=ReplicaReport)
+                if self.replica in ("", report.replica):
+                    hub.on_report(report)
+        elif kind == frames.COMMAND and not self.replica:
             task = asyncio.get_running_loop().create_task(
                 self._command(rid, msgspec.msgpack.decode(body, type=Command))
             )

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Collection, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 
 from sqlalchemy import Connection
@@ -25,8 +26,7 @@ from headrace.controlplane.settle import due, settle
 from headrace.controlplane.store import Store
 from headrace.core.errors import Unavailable
 from headrace.core.specs import Packing, ReplicaSpec, ServedVersion
-from headrace.deploy.fleet import replica_id
-from headrace.deploy.local import LocalFleet
+from headrace.deploy.fleet import Fleet, replica_id
 from headrace.deploy.rebalance import Move
 from headrace.deploy.reconcile import STARTING, Death, Memory, Plan, Standing, Target, Want, reconcile, target_of
 from headrace.deploy.store import Desired
@@ -57,7 +57,7 @@ class Manager:
     def __init__(
         self,
         store: Store,
-        fleet: LocalFleet,
+        fleet: Fleet,
         publisher: Publisher,
         artifacts: Artifacts,
         folder: str,
@@ -131,15 +131,19 @@ class Manager:
         scope = self._attention.scope(state, statuses, self.packs.observe(state, packs))
         wants = self._placing.wants(scope.models.values(), statuses, self._memory, self.packs.want)
         memory = {target: self._memory[target] for target in scope.targets if target in self._memory}
+        holding = self._fleet.holding
+        memory = deepcopy(memory) if holding else memory
         plan = reconcile(wants, scope.statuses, self._publisher.draining, memory, now)
-        for target in scope.targets:
-            self._memory.pop(target, None)
-            self.standings.pop(target, None)
-        self._memory |= memory
         for model in scope.models.values():
             for d in model.deployments:
                 target = model.id, d.version
                 plan.standings[target] = self.packs.standing(model.id, d, plan.standings[target])
+        if holding:
+            return self._hold(holding, plan)
+        for target in scope.targets:
+            self._memory.pop(target, None)
+            self.standings.pop(target, None)
+        self._memory |= memory
         self.standings |= plan.standings
         await self._act(scope.models.values(), plan, wants)
         ready = {target_of(s) for s in statuses if s.state == "ready" and s.spec.id not in self._publisher.draining}
@@ -152,6 +156,15 @@ class Manager:
             await self._publisher.publish()
         self._attention.looked(state, statuses, scope, plan, memory)
         return plan
+
+    def _hold(self, why: str, plan: Plan) -> Plan:
+        """Nothing can be started or stopped: say so of all that is not as it should be. The look is not remembered."""
+        self.standings |= {
+            target: replace(standing, detail=f"holding: {why}" + (f"; {standing.detail}" if standing.detail else ""))
+            for target, standing in plan.standings.items()
+            if standing.state not in ("stopped", "failed")
+        }
+        return Plan(standings=self.standings)
 
     def _settle(self, connection: Connection, before: RoutingState, models: Collection[int]) -> None:
         self._guard(connection)
@@ -192,7 +205,7 @@ class Manager:
                     self._no_room(plan, target, choice.reason)
                     continue
                 log.info("%s goes to %s", spec.id, choice.reason)
-                spec = placing.placed(spec, choice)
+                spec = self._placing.placed(spec, choice, desired, target)
             await self._start(spec)
             slots -= 1
             if not slots:

@@ -15,7 +15,7 @@ import msgspec
 import uvicorn
 import uvloop
 
-from headrace.controlplane import accounts, deploying, quarantine
+from headrace.controlplane import accounts, deploying, quarantine, views
 from headrace.controlplane.accounts import bootstrap
 from headrace.controlplane.app import create_app
 from headrace.controlplane.artifacts import Artifacts, Near
@@ -33,12 +33,13 @@ from headrace.controlplane.store import Store, open_store
 from headrace.core.errors import HeadraceError, NotFound
 from headrace.core.process import Events, watch_stop
 from headrace.core.report import Command, CommandReply, ReplicaReport, RouterReport
-from headrace.core.resources import DeploymentCreate, DeviceStatus, Role
+from headrace.core.resources import DeploymentCreate, DeviceStatus, FleetStatus, Role
 from headrace.core.secret import variables
 from headrace.core.specs import ControlSpec, ProcessEvent
 from headrace.deploy import store as deploy_store
 from headrace.deploy.local import LocalFleet
 from headrace.deploy.pulls import Pulls
+from headrace.deploy.ray.fleet import RayFleet
 from headrace.deploy.starts import StartTimes
 from headrace.registry.cache import Cache
 from headrace.registry.examiner import Examiner
@@ -119,7 +120,13 @@ async def serve(spec: ControlSpec, events: Events) -> None:
     urls = {"url": spec.http_url, "grpc_url": spec.grpc_url, "control_url": control_url}
     await store.run(lambda c: bootstrap(c, folder / "credentials.toml", urls))
     artifacts = open_artifacts(spec, store)
-    fleet = LocalFleet(spec.node)
+    hub = Hub(
+        lambda report: reports(report),
+        lambda command: commands(command),
+        lambda: manager.wake(),
+        lambda _: manager.wake(),
+    )
+    fleet = open_fleet(spec, hub)
     starts = StartTimes()
     fleet.watch(lambda: starts.observe(fleet.statuses()))
     metrics = Metrics(
@@ -128,8 +135,8 @@ async def serve(spec: ControlSpec, events: Events) -> None:
         lambda: publisher.epoch,
         starts,
         lambda: fleet.zygotes,
+        lambda: fleet.holding,
     )
-    hub = Hub(lambda report: reports(report), lambda command: commands(command), lambda: manager.wake())
     leadership = Leadership(store, f"{spec.name}@{socket.gethostname()}:{spec.port}", spec.url)
     check = leadership.check
     publisher = Publisher(store, hub, fleet, spec.anonymous_tenant, check)
@@ -162,8 +169,10 @@ async def serve(spec: ControlSpec, events: Events) -> None:
 
     async def lead() -> None:
         token = await leadership.win()
+        if spec.ray is not None:
+            await hub.listen(spec.ray.reports, bytes.fromhex(spec.ray.secret))
         await fleet.open(spec.name, token)  # nothing is published before it is known what runs
-        await hub.listen(spec.control.removeprefix("unix:"))
+        await hub.listen(spec.control)
         await manager.tick()
         leadership.begin()
         optimisations = Optimisations(platform, check, variables(spec.database))
@@ -198,6 +207,12 @@ async def first_of(leading: asyncio.Task[None], *others: Awaitable[object]) -> N
         task.cancel()
     if leading.done():
         leading.result()
+
+
+def open_fleet(spec: ControlSpec, hub: Hub) -> LocalFleet | RayFleet:
+    """The fleet of the settings."""
+    node = LocalFleet(spec.node)
+    return node if spec.ray is None else RayFleet(node, LocalFleet(spec.ray.agent), hub)
 
 
 def open_artifacts(spec: ControlSpec, store: Store) -> Artifacts:
@@ -252,15 +267,23 @@ class Api(uvicorn.Server):
 class Woken:
     """The fleet as the use cases need it: `ports.Fleet`."""
 
-    def __init__(self, fleet: LocalFleet, manager: Manager, placing: Placing, rebalancing: Rebalancing) -> None:
+    def __init__(
+        self, fleet: LocalFleet | RayFleet, manager: Manager, placing: Placing, rebalancing: Rebalancing
+    ) -> None:
         self.statuses = fleet.statuses
         self.wake = manager.wake
         self.placement = rebalancing.plan
+        self._fleet = fleet
         self._placing = placing
 
     def devices(self) -> list[DeviceStatus]:
         """See `ports.Fleet.devices`."""
         return self._placing.shown(self.statuses())
+
+    def summary(self) -> FleetStatus:
+        """See `ports.Fleet.summary`."""
+        fleet, kind = self._fleet, "local" if isinstance(self._fleet, LocalFleet) else "ray"
+        return FleetStatus(kind, fleet.holding, [views.device(one) for one in fleet.devices()])
 
 
 def tenant_name(publisher: Publisher, index: int) -> str:

@@ -72,6 +72,7 @@ class Metrics:
         epoch: Callable[[], int],
         starts: StartTimes | None = None,
         zygotes: Callable[[], Iterable[ZygoteStatus]] = tuple,
+        holding: Callable[[], str] = str,
     ) -> None:
         self._starts = starts or StartTimes()
         self._zygotes = zygotes
@@ -79,6 +80,7 @@ class Metrics:
         self._tenant_name = tenant_name
         self._statuses = statuses
         self._epoch = epoch
+        self._holding = holding
         self._codes: dict[tuple[str, int, int, int], int] = {}
         self._latency: dict[tuple[str, int, int], Histogram] = {}
         self._served: dict[tuple[str, int], Served] = {}
@@ -261,6 +263,9 @@ class Metrics:
 
     def _process_families(self) -> Iterable[Metric]:
         yield GaugeMetricFamily("headrace_snapshot_epoch", "Epoch of the routing snapshot.", self._epoch())
+        yield GaugeMetricFamily(
+            "headrace_fleet_holding", "1 while nothing can be started or stopped.", float(bool(self._holding()))
+        )
         replicas = GaugeMetricFamily("headrace_replicas", "Replicas by state.", labels=["model", "version", "state"])
         counts: dict[tuple[str, str, str], int] = {}
         for status in self._statuses():

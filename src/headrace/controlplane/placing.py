@@ -31,6 +31,8 @@ from headrace.deploy.store import Desired
 MOVED = "replica.move"
 """Action of the audit's rows about moves."""
 ROWS_MAX = 100_000
+FRACTION_MIN = 0.01
+"""Of an accelerator."""
 
 
 @dataclass
@@ -132,6 +134,17 @@ class Placing:
             return Choice(look.packing.devices[k], f"{move.target}: moved from {move.source}")
         return look.packing.place(demand)
 
+    def placed(self, spec: ReplicaSpec, choice: Choice, desired: Desired, target: Target) -> ReplicaSpec:
+        """A replica on its device, with the fraction of it that it takes of an accelerator."""
+        device = choice.device
+        if device is None:
+            return spec
+        demand = demand_of(spec, target, desired.terms, None)
+        compute = (demand.compute or 0.0) / (device.compute * tier_of(device, self.tiers).speed or 1.0)
+        fraction = max(compute, demand.memory_mb / max(device.memory_mb, 1), FRACTION_MIN)
+        accelerators = 0.0 if device.id.endswith("/cpu") else min(round(fraction, 2), 1.0)
+        return msgspec.structs.replace(spec, device=device.id, accelerators=accelerators)
+
     def beginning(self, targets: Iterable[Target]) -> list[Move]:
         """Moves of these deployments that are not in the audit yet."""
         groups = {group_of(target) for target in targets}
@@ -208,11 +221,6 @@ def old_replicas(wants: Iterable[Want], statuses: Iterable[ReplicaStatus]) -> se
     """Those that are being replaced."""
     wanted = {want.target: want for want in wants}
     return {s.spec.id for s in statuses if (w := wanted.get(target_of(s))) is not None and outdated(w, s)}
-
-
-def placed(spec: ReplicaSpec, choice: Choice) -> ReplicaSpec:
-    """A replica on its device."""
-    return msgspec.structs.replace(spec, device=choice.device.id if choice.device is not None else "")
 
 
 def write_down(connection: Connection, moves: Iterable[Move]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from headrace.core.resources import DeviceStatus, ModelStatus, PackStatus, PlacementPlan, RouterStatus
+from headrace.core.resources import DeviceStatus, FleetStatus, ModelStatus, PackStatus, PlacementPlan, RouterStatus
 from headrace.core.specs import ReplicaStatus
 
 
@@ -37,6 +37,9 @@ class Fleet(Protocol):
 
     def placement(self) -> PlacementPlan:
         """What the background optimiser found last."""
+
+    def summary(self) -> FleetStatus:
+        """What runs them."""
 
     def wake(self) -> None:
         """Desired state has changed: reconcile now rather than at the next tick."""

@@ -77,7 +77,7 @@ class Snapshots:
             old.epoch,
             tuple(t for t in tenants if old.tenants.get(t.index) != t),
             tuple(k for k in keys if old.keys.get(k.digest) != k),
-            tuple(ReplicaRoute(status.spec.id, status.spec.address) for status in come),
+            tuple(ReplicaRoute(status.spec.id, status.address or status.spec.address) for status in come),
             tuple(m for m in routes if old.models.get(m.id) != m),
             removed_keys=tuple(
                 self._state.keys[id_].digest

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from headrace.controlplane import accounts, composing
 from headrace.controlplane.accounts import TenantRow
 from headrace.core import resources
+from headrace.core.devices import Device
 from headrace.core.specs import ReplicaStatus
 from headrace.deploy import store as deploy_store
 from headrace.deploy.reconcile import Standing, Target, target_of
@@ -302,3 +303,8 @@ def deployment(
         desired.spot,
         desired.compute,
     )
+
+
+def device(one: Device) -> resources.FleetDevice:
+    """A device of the fleet."""
+    return resources.FleetDevice(one.id, one.tier, one.memory_mb, one.compute, one.spot)

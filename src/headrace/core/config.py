@@ -88,6 +88,20 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Reference to the session token, likewise."""
     forms_max_bytes: int = 32 << 30
     """Serving forms that a node keeps of large ONNX models, so that their replicas start quickly. 0: none."""
+    fleet: str = "local"
+    """What runs the replicas: `local`, processes of this machine, or `ray`, actors of a Ray cluster."""
+    ray_address: str = ""
+    """`HOST:PORT` of the head of a Ray cluster that this machine is a node of; empty: one is started here."""
+    ray_port: int = 6379
+    """Of the head that is started here."""
+    ray_folder: str = ""
+    """Folder on each of Ray's nodes, for replicas' logs and the cache; empty: one in the temporary folder."""
+    fleet_host: str = ""
+    """Address of this machine as the other nodes reach it; empty: of the interface towards Ray's head."""
+    fleet_port: int = 8003
+    """On which replicas of other nodes report. 0: chosen by the system at each start, and earlier replicas lose us."""
+    unlinked_s: float = 300.0
+    """A replica of another node that no router has been connected to for so long leaves."""
     replicas_max: int = 256
     """Replicas that all deployments together may want: each is a process."""
     zygotes: str = "onnx"
@@ -135,6 +149,9 @@ LIMITS: dict[str, tuple[float, float]] = {
     "artifact_grace_s": (0, 1e9),
     "cache_max_bytes": (1, 1 << 50),
     "forms_max_bytes": (0, 1 << 50),
+    "ray_port": (1, 65535),
+    "fleet_port": (0, 65535),
+    "unlinked_s": (1, 86_400),
     "replicas_max": (1, 1_000_000),
     "idle_processes": (0, 1000),
     "shared_replicas": (1, 64),
@@ -150,6 +167,8 @@ LIMITS: dict[str, tuple[float, float]] = {
 """Least and most of each setting that is a number."""
 NEAR = 0.88
 """Likeness from which a variable is taken for one of ours with a slip in it."""
+FLEETS = ("local", "ray")
+_RAY_ADDRESS = re.compile(r"[^\s/:]+:\d{1,5}")
 _DATABASE = re.compile(r"postgresql\+psycopg://(.*@)?[^/@]*/[^/?]+(\?.*)?$")
 _TIER = re.compile(r"[a-z0-9][a-z0-9-]{0,31}$")
 NUMBER_MAX = 1e9
@@ -221,6 +240,7 @@ def load(file: Path | None, environment: Mapping[str, str], command_line: Mappin
     _check_database(settings, origins["database"])
     _check_zygotes(settings.zygotes, origins["zygotes"])
     _check_devices(settings, origins)
+    _check_fleet(settings, origins)
     return Loaded(msgspec.structs.replace(settings, tiers=TIERS | settings.tiers), origins)
 
 
@@ -280,6 +300,19 @@ def _json(name: str, text: str, origin: str) -> object:
         return msgspec.json.decode(text)
     except msgspec.DecodeError as error:
         raise InvalidInput(f"{name}: not JSON: {error} ({origin})", field=name) from None
+
+
+def _check_fleet(settings: Settings, origins: Mapping[str, str]) -> None:
+    if settings.fleet not in FLEETS:
+        expected = f"fleet: {settings.fleet!r}, expected {' or '.join(FLEETS)} ({origins['fleet']})"
+        raise InvalidInput(expected, field="fleet", hint=did_you_mean(settings.fleet, FLEETS))
+    address = settings.ray_address
+    if address and not _RAY_ADDRESS.fullmatch(address):
+        hint = "of the head, as `ray start` was given it; Ray's client protocol (ray://) does not reach actors' nodes"
+        expected = f"ray_address: {address!r}, expected HOST:PORT ({origins['ray_address']})"
+        raise InvalidInput(expected, field="ray_address", hint=hint)
+    if address and settings.fleet != "ray":
+        raise InvalidInput("ray_address: given, and the fleet is local", field="ray_address", hint="set fleet to ray")
 
 
 def _check_known(name: str, origin: str) -> None:

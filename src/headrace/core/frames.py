@@ -38,7 +38,8 @@ CANCEL: Final = 6
 CREDIT: Final = 7
 PING: Final = 8
 GOAWAY: Final = 9
-"""Replica -> router: send me nothing new; I answer what I have and leave when you close."""
+"""Replica -> router: send me nothing new; I answer what I have and leave when you close. Control plane -> replica that
+has lost its node's agent: drain and leave."""
 STATISTICS: Final = 10
 """Router -> replica: the statistics of a slot; the reply's body is JSON."""
 TRIAL: Final = 11

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from headrace.core import frames
+from headrace.core import addresses, frames
 from headrace.core.report import Command, CommandReply, Hello
 
 REPORT_S = 1.0
@@ -20,10 +20,12 @@ class ControlPeer(frames.FrameProtocol):
     """A router's or replica's connection to the control plane.
 
     Args:
-        address: ``unix:/path``; empty: there is no control plane.
+        address: ``unix:/path`` or ``tcp:host:port``; empty: there is no control plane.
         hello: who we are; `epoch` is read again at each connection.
         report: makes the next report's bytes; only called while connected, so that nothing is lost meanwhile.
         on_snapshot: receives a snapshot's bytes; whoever serves by it then calls `acknowledge`.
+        on_stop: called when the control plane says to drain and leave.
+        key: on TCP, the replica's.
     """
 
     def __init__(
@@ -32,13 +34,17 @@ class ControlPeer(frames.FrameProtocol):
         hello: Hello,
         report: Callable[[], bytes],
         on_snapshot: Callable[[bytes], None] | None = None,
+        on_stop: Callable[[], None] | None = None,
+        key: bytes = b"",
     ) -> None:
         super().__init__()
         self.hello = hello
         self.connected = False
-        self._address = address.removeprefix("unix:")
+        self._address = address
         self._report = report
         self._on_snapshot = on_snapshot
+        self._on_stop = on_stop
+        self._key = key
         self._task: asyncio.Task[None] | None = None
         self._commands: dict[int, asyncio.Future[CommandReply]] = {}
         self._command_id = 0
@@ -64,7 +70,7 @@ class ControlPeer(frames.FrameProtocol):
         while True:
             if not self.connected:
                 with contextlib.suppress(OSError):
-                    await loop.create_unix_connection(lambda: self, self._address)
+                    await addresses.connect(self._address, self, "reports", self._key, self.hello.id)
                 await asyncio.sleep(RECONNECT_S)
                 continue
             await asyncio.sleep(max(next_report - loop.time(), 0.0))
@@ -95,6 +101,8 @@ class ControlPeer(frames.FrameProtocol):
             at = end
             if kind == frames.SNAPSHOT and self._on_snapshot is not None:
                 self._on_snapshot(body)
+            elif kind == frames.GOAWAY and self._on_stop is not None:
+                self._on_stop()
             elif kind == frames.COMMAND and (future := self._commands.pop(rid, None)) is not None:
                 future.set_result(msgspec.msgpack.decode(body, type=CommandReply))
         return at

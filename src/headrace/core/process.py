@@ -44,11 +44,15 @@ class Events:
             logging.getLogger("headrace.process").warning("the node does not listen")
 
 
-def watch_stop(loop: asyncio.AbstractEventLoop, on_line: Callable[[bytes], object] | None = None) -> asyncio.Event:
-    """An event that is set at SIGTERM or when standard input ends. `on_line` gets the lines that come before that."""
+def watch_stop(
+    loop: asyncio.AbstractEventLoop, on_line: Callable[[bytes], object] | None = None, with_parent: bool = True
+) -> asyncio.Event:
+    """An event that is set at SIGTERM or, with the parent, when standard input ends. `on_line` gets the lines that come
+    before that."""
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    watch_input(loop, stop.set, on_line)
+    if with_parent:
+        watch_input(loop, stop.set, on_line)
     return stop
 
 

@@ -676,6 +676,29 @@ class PackStatus(msgspec.Struct):
     misses: int
 
 
+class FleetDevice(msgspec.Struct):
+    """A node's processors together, or one accelerator of it."""
+
+    id: str
+    """``NODE/cpu``, ``NODE/gpu0``."""
+    tier: str
+    memory_mb: int
+    compute: float
+    """Cores; 1 for an accelerator."""
+    spot: bool
+
+
+class FleetStatus(msgspec.Struct):
+    """What runs the replicas."""
+
+    kind: str = "local"
+    """``local`` or ``ray``."""
+    holding: str = ""
+    """Why nothing can be started or stopped now; empty where it can."""
+    devices: list[FleetDevice] = []
+    """Of a fleet of several nodes."""
+
+
 class ModelStatus(msgspec.Struct):
     """A model at a glance: what serves, and how well, over the last 10 s."""
 
@@ -705,3 +728,4 @@ class Status(msgspec.Struct):
     deployments: list[Deployment]
     packs: list[PackStatus] = []
     """Shared processes."""
+    fleet: FleetStatus = msgspec.field(default_factory=FleetStatus)

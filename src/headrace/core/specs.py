@@ -153,7 +153,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     threads: int = 1
     """Threads of the engine within one run."""
     control: str = ""
-    """Where its reports go: ``unix:/path``."""
+    """Where its reports go: ``unix:/path`` or ``tcp:host:port``."""
     drain_s: float = 30.0
     """How long it finishes what it has after being told to stop."""
     memory_mb: int | None = None
@@ -166,6 +166,17 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     """Folder of its node's serving forms; empty: there is none."""
     pack: PackSpec | None = None
     """Of a pack, which has no `versions`: its catalog comes while it runs."""
+    accelerators: float = 0.0
+    """That it takes: a fraction of one, or several whole ones of one node."""
+    tier: str = ""
+    """Kind of hardware that it must run on, `devices.Device.tier`; empty: any."""
+    spot: bool = True
+    """It may run where the provider may take the machine away."""
+    key: str = ""
+    """On TCP, its key (hex), by which it and others make sure of each other: `handshake`."""
+    unlinked_s: float = 0.0
+    """It outlives its node's agent, and leaves when no router has been linked to it for so long. 0: it leaves with the
+    agent."""
 
 
 class FormSpec(msgspec.Struct, frozen=True):
@@ -191,12 +202,18 @@ class ReplicaStatus(msgspec.Struct, frozen=True):
     """Duration of each stage that is over: ``pull`` of its artifacts, ``start`` of its process, ``import`` of its
     engine, ``verify``, ``load``, ``warm``, and in ``total`` from the command to the first request that it can take."""
     stuck: bool = False
-    """A run of it has taken most of the time that it may: it is about to be killed, unless that ends."""
+    """A run of it has taken most of the time that it may: it is about to be killed, unless that ends. Or nothing is
+    heard of it, though nothing says that it has ended."""
     origin: Origin = ""
     catalog: tuple[CatalogEntry, ...] = ()
     """Of a pack."""
     culprit: str = ""
     """Of a pack that has crashed: the version whose fault it was, ``tenant/name@version``, where that is known."""
+    address: str = ""
+    """Where it listens, if not at the address of its spec."""
+    lost: bool = False
+    """What looked after it is gone. One that serves even so is to be replaced, and stopped then; one that has crashed
+    did so with its node, by no fault of its own."""
 
 
 class EntryEvent(msgspec.Struct, frozen=True):
@@ -220,6 +237,8 @@ class ReplicaEvent(msgspec.Struct, frozen=True):
     """Likewise: a pack speaks of one of its versions."""
     culprit: str = ""
     """See `ReplicaStatus.culprit`."""
+    address: str = ""
+    """Of one that is ready: where it listens, if not where its spec says."""
 
 
 class RouterSpec(msgspec.Struct, frozen=True):
@@ -241,6 +260,8 @@ class RouterSpec(msgspec.Struct, frozen=True):
     header_timeout_s: float = 10.0
     max_connections: int = 10_000
     drain_s: float = 30.0
+    secret: str = ""
+    """The cluster's (hex), where replicas are reached over TCP."""
 
 
 class ProcessEvent(msgspec.Struct, frozen=True):
@@ -261,6 +282,17 @@ class Packing(msgspec.Struct, frozen=True):
     promote_after_s: float = 10.0
     demote_per_s: float = 5.0
     demote_after_s: float = 300.0
+
+
+class RayLink(msgspec.Struct, frozen=True):
+    """What a control plane needs of a fleet on Ray."""
+
+    agent: str
+    """``unix:/path`` of the process that speaks with Ray."""
+    reports: str
+    """``tcp:host:port`` on which the leader listens for replicas' reports."""
+    secret: str
+    """The cluster's (hex)."""
 
 
 class ControlSpec(msgspec.Struct, frozen=True):
@@ -298,6 +330,8 @@ class ControlSpec(msgspec.Struct, frozen=True):
     packing: Packing = Packing()
     tiers: dict[str, Tier] = {}
     rebalance_s: float = 600.0
+    ray: RayLink | None = None
+    """Where the fleet is Ray's."""
 
 
 class SampleFile(msgspec.Struct, frozen=True):

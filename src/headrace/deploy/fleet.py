@@ -13,6 +13,14 @@ from headrace.core.specs import CatalogOrder, ReplicaSpec, ReplicaStatus
 class Fleet(Protocol):
     """Runs processes for the deployment manager. State lives with the fleet: a new control plane finds what runs."""
 
+    @property
+    def routers(self) -> list[str]:
+        """Ids of the routers that run."""
+
+    @property
+    def holding(self) -> str:
+        """Why nothing can be started or stopped now, for people; empty where it can."""
+
     async def start(self, spec: ReplicaSpec) -> None:
         """Start a replica; a second start of the same id changes nothing."""
 

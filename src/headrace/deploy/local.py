@@ -1,4 +1,5 @@
-"""The `local` fleet: replicas are processes of this machine's node agent."""
+"""The `local` fleet: replicas are processes of this machine's node agent. And the client of any agent that speaks
+`wire`."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ LINE_MAX = 64 << 20
 
 
 class LocalFleet:
-    """Client of the node agent. Implements `fleet.Fleet`."""
+    """Client of an agent. Implements `fleet.Fleet`."""
 
     def __init__(self, address: str) -> None:
         self._path = address.removeprefix("unix:")
@@ -29,6 +30,8 @@ class LocalFleet:
         self._task: asyncio.Task[None] | None = None
         self._known = asyncio.Event()
         self._leader, self._token = "", 0
+        self.connected = False
+        """Whether what is known is how things are now."""
 
     async def open(self, leader: str = "", token: int = 0) -> None:
         """Connect, and wait for the first look at what runs.
@@ -59,6 +62,11 @@ class LocalFleet:
     def zygotes(self) -> list[ZygoteStatus]:
         """What the node forks replicas from."""
         return self._state.zygotes if self._state is not None else []
+
+    @property
+    def holding(self) -> str:
+        """See `Fleet.holding`."""
+        return self._state.holding if self._state is not None else ""
 
     async def start(self, spec: ReplicaSpec) -> None:
         """See `Fleet.start`."""
@@ -105,6 +113,7 @@ class LocalFleet:
                 while line := await reader.readline():
                     self._state = decode(line)
                     self._known.set()
+                    self.connected = True
                     for changed in self._changed:
                         changed()
             except OSError:
@@ -113,4 +122,8 @@ class LocalFleet:
                 log.error("the node says what makes no sense: %s", error)
             if self._writer is not None:
                 self._writer.close()
+            if self.connected:
+                self.connected = False
+                for changed in self._changed:
+                    changed()
             await asyncio.sleep(RECONNECT_S)

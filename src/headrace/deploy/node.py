@@ -39,7 +39,7 @@ from headrace.core.specs import (
 )
 from headrace.core.storage import S3Spec, s3_of
 from headrace.core.zygote import runtime_of
-from headrace.deploy import states
+from headrace.deploy import ray_services, states
 from headrace.deploy.catalog import Catalog
 from headrace.deploy.child import Child
 from headrace.deploy.forms import Forms
@@ -106,6 +106,7 @@ class Node:
         if store is not None:
             cache = folder / "cache"
             self.pulls = Pulls(store, cache, settings.cache_max_bytes, self.logs, self.touch)
+        self.ray = ray_services.link(settings, folder, run, ports["fleet"]) if settings.fleet == "ray" else None
 
     # ------------------------------------------------------------------------------------------------ services
     def url(self, kind: str) -> str:
@@ -126,6 +127,8 @@ class Node:
             specs[f"router-{k}"] = ("headrace.router.main", self._router(f"router-{k}", self.ports["http"]))
         if self.ports["grpc"] >= 0:
             specs["router-grpc"] = ("headrace.router.grpc_main", self._router("router-grpc", self.ports["grpc"]))
+        if self.ray is not None:
+            specs |= ray_services.services(s, self.ray, self.folder, self.run, self.store)
         return specs
 
     def _control(self, name: str) -> ControlSpec:
@@ -153,6 +156,7 @@ class Node:
             Packing(**{name: getattr(s, name) for name in Packing.__struct_fields__}),
             s.tiers,
             s.rebalance_s,
+            self.ray,
         )
 
     def _router(self, name: str, port: int) -> RouterSpec:
@@ -170,6 +174,7 @@ class Node:
             s.header_timeout_s,
             s.max_connections,
             s.drain_s,
+            self.ray.secret if self.ray is not None else "",
         )
 
     async def keep(self, name: str, module: str, spec: msgspec.Struct) -> None:
@@ -388,7 +393,10 @@ class Node:
         await stop_all([r.child for r in self.replicas.values() if r.child is not None], drain_s, hurry)
         await self.forms.close()
         await self.zygotes.close()
+        # With Ray the agent ends the replicas, and so outlasts their drain.
+        await stop_all([c for name, c in self.services.items() if name == "ray-agent"], 2 * drain_s, hurry)
         await stop_all([c for name, c in self.services.items() if name.startswith("control")], drain_s, hurry)
+        await stop_all([c for name, c in self.services.items() if name == "ray-head"], drain_s, hurry)
 
 
 async def stop_all(children: list[Child], drain_s: float, hurry: asyncio.Event) -> None:
@@ -426,19 +434,20 @@ def control_names(settings: Settings) -> list[str]:
 
 
 async def hold_ports(settings: Settings, folder: Path) -> tuple[list[socket.socket], dict[str, int]]:
-    """Reserve the ports of ``http``, ``grpc`` and the control planes, which follow each other; -1 for one that is off.
-    Raises Conflict."""
+    """Reserve the ports of ``http``, ``grpc``, the control planes, which follow each other, and ``fleet`` where there
+    are other nodes; -1 for one that is off. Raises Conflict."""
     # A node that ended by itself has taken its note away; one that was killed has processes that are just leaving.
     patience_s = LEAVING_S if (folder / "node.json").exists() else 0.0
     held, ports = [], {}
-    for kind in ("http", "grpc", *control_names(settings)):
+    for kind in ("http", "grpc", *control_names(settings), *(["fleet"] if settings.fleet == "ray" else [])):
         kind_of, _, place = kind.partition("-")
         option = f"{kind_of}_port"
         wanted = getattr(settings, option)
         wanted += int(place or 0) if wanted > 0 else 0
         ports[kind] = -1
         if wanted >= 0:
-            socket_, ports[kind] = await reserve_port(settings.host, wanted, option, patience_s)
+            host = ray_services.host_of(settings) if kind == "fleet" else settings.host
+            socket_, ports[kind] = await reserve_port(host, wanted, option, patience_s)
             held.append(socket_)
     return held, ports
 
@@ -501,6 +510,7 @@ async def announce(node: Node, wanted: set[str]) -> None:
         f"  inference, HTTP  {node.url('http')}",
         *([f"  inference, gRPC  {node.url('grpc')}"] if node.ports["grpc"] >= 0 else []),
         f"  control plane    {' '.join(node.url(name) for name in control_names(node.settings))}",
+        *([f"  fleet            Ray, {ray_services.address_of(node.settings)}"] if node.ray is not None else []),
         f"  data             {node.folder}",
         f"  admin key        {node.folder / 'credentials.toml'}",
         "stop with Ctrl-C",

@@ -5,7 +5,8 @@ ready for a minute. One that says itself that it cannot serve, or that crashes t
 its deployment, which then rests until somebody changes it. Scaling down stops what is not ready first, then the
 youngest. Replicas that were started otherwise than is wanted now are replaced one at a time: one more is started, and
 one of the old is stopped when it is ready. One that is stuck in a run counts no more, so that a spare is ready before
-it is killed; it is left alone, and counts again should that run end.
+it is killed; it is left alone, and counts again should that run end. One that is lost counts no more either, and is
+stopped when as many as are wanted are ready without it.
 """
 
 from __future__ import annotations
@@ -146,11 +147,13 @@ def reconcile(
             memory[target] = note = Memory(want.revision, noticed=note.noticed)
         _notice_deaths(want, by_target[target], draining, note, plan, now)
         live = [s for s in by_target[target] if s.state in LIVE and s.spec.id not in draining]
-        if want.replicas:
-            live = [s for s in live if not s.stuck]
+        lost = [s.spec.id for s in live if s.lost]
+        live = [s for s in live if not s.lost and not (s.stuck and want.replicas)]
         ready = [s for s in live if s.state == "ready"]
         _notice_calm(len(ready), want, note, now)
         plan.stop.extend(_surplus(want, live))
+        if len(ready) >= want.replicas:
+            plan.stop.extend(lost)
         missing = _missing(want, live)
         if missing and not note.failure:
             if now >= note.not_before:
@@ -207,13 +210,14 @@ def _notice_deaths(
         elif status.state in ENDED[1:] and status.spec.id not in draining:
             # One that cannot serve where it is to move to is no reason to give those up that can where they are.
             plan.deaths.append(Death(target_of(status), status.spec.id, status.detail))
+            if status.lost:
+                continue  # with its node: no fault of the model's
             note.crashes += 1
             note.last_crash = status.detail
             note.not_before = now + pause_s(note.crashes)
             if note.crashes >= CRASHES_MAX and not note.was_ready:
                 note.failure = f"crashed {note.crashes} times before it was ready: {status.detail}"
-        if status.state in ENDED:
-            plan.forget.append(status.spec.id)
+    plan.forget.extend(status.spec.id for status in statuses if status.state in ENDED)
 
 
 def pause_s(crashes: int) -> float:

@@ -28,6 +28,7 @@ class ReplicaRecord:
     timings_s: dict[str, float] = field(default_factory=dict)
     stopping: bool = False
     stuck: bool = False
+    address: str = ""
     last_words: str = ""
     """What its watchdog said just before it killed the process."""
     bringing: asyncio.Task[None] | None = None
@@ -71,6 +72,7 @@ class ReplicaRecord:
         self.state = states.step(states.REPLICA, self.state, event.state)
         self.detail = event.detail
         self.timings_s = self.timings_s | event.timings_s
+        self.address = event.address or self.address
 
     def ended(self, code: int) -> None:
         """Its process is no more."""
@@ -106,5 +108,14 @@ class ReplicaRecord:
         entries = self.catalog.entries() if self.catalog is not None else ()
         detail = self.detail or self.waits_for()
         return ReplicaStatus(
-            self.spec, self.state, pid, detail, self.timings_s, self.stuck, origin, entries, self.culprit
+            self.spec,
+            self.state,
+            pid,
+            detail,
+            self.timings_s,
+            self.stuck,
+            origin,
+            entries,
+            self.culprit,
+            self.address,
         )

@@ -44,4 +44,6 @@ class NodeState(msgspec.Struct):
     """Ids of the router processes that run."""
     zygotes: list[ZygoteStatus] = []
     devices: tuple[Device, ...] = ()
-    """Of the node; they do not change while it runs."""
+    """Where replicas may run."""
+    holding: str = ""
+    """Why nothing can be started or stopped now; empty where it can."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from headrace.core import telemetry
+from headrace.core.handshake import replica_key
 from headrace.core.report import RequestCell, RouterReport
 from headrace.core.specs import RouterSpec
 from headrace.router.guard import Guards
@@ -34,7 +35,12 @@ class Router:
         self.spec = spec
         self.peer = peer
         self.guards = Guards()
-        self.table = Table(lambda replica, address: ReplicaLink(replica, address, self.guards), self.guards)
+        secret = bytes.fromhex(spec.secret)
+
+        def link(replica: str, address: str) -> ReplicaLink:
+            return ReplicaLink(replica, address, self.guards, replica_key(secret, replica) if secret else b"")
+
+        self.table = Table(link, self.guards)
         self.connections: set[Http] = set()
         self.draining = False
         self.arrivals = open_quota(spec.quota_path)

@@ -11,7 +11,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from headrace.core import frames
+from headrace.core import addresses, frames
 from headrace.core.telemetry import Durations
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def choose_any(arm: Arm, now: float, avoid: ReplicaLink | None = None) -> tuple[
 class ReplicaLink(frames.FrameProtocol):
     """One connection to one replica; writes are coalesced per loop tick."""
 
-    def __init__(self, replica: str, address: str, warden: Warden) -> None:
+    def __init__(self, replica: str, address: str, warden: Warden, key: bytes = b"") -> None:
         super().__init__()
         self.replica = replica
         self.warden = warden
@@ -163,6 +163,7 @@ class ReplicaLink(frames.FrameProtocol):
         self.ejections = 0
         self.retries = 0
         self._address = address
+        self._key = key
         self._rid = 0
         self._out: list[bytes] = []
         self._out_large = False  # one of them is
@@ -174,11 +175,7 @@ class ReplicaLink(frames.FrameProtocol):
         pause = RECONNECT_S[0]
         while not self._retired:
             try:
-                if self._address.startswith("unix:"):
-                    await self._loop.create_unix_connection(lambda: self, self._address[5:])
-                else:
-                    host, _, port = self._address.removeprefix("tcp:").rpartition(":")
-                    await self._loop.create_connection(lambda: self, host, int(port))
+                await addresses.connect(self._address, self, "requests", self._key, self.replica)
                 return
             except OSError:
                 await asyncio.sleep(pause)

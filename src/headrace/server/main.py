@@ -24,6 +24,7 @@ import msgspec
 import uvloop
 
 from headrace.core import frames, telemetry
+from headrace.core.addresses import Listener
 from headrace.core.errors import HeadraceError
 from headrace.core.peer import ControlPeer
 from headrace.core.process import Events, watch_stop
@@ -97,6 +98,16 @@ class Replica:
         report = ReplicaReport(self.spec.id, slots, telemetry.rss_bytes(), None if pack is None else pack.report())
         return msgspec.msgpack.encode(report)
 
+    async def leave_unlinked(self, stop: asyncio.Event) -> None:
+        """Stop when no router has been linked for `unlinked_s`: nobody will send anything any more."""
+        seen = self.loop.time()
+        while self.loop.time() - seen < self.spec.unlinked_s:
+            await asyncio.sleep(min(self.spec.unlinked_s / 10, 1.0))
+            if self.links:
+                seen = self.loop.time()
+        log.warning("no router has been linked for %g s", self.spec.unlinked_s)
+        stop.set()
+
     async def drain(self) -> None:
         """Send the routers away and answer what is here; bounded by `drain_s`."""
         for link in list(self.links):
@@ -162,27 +173,28 @@ async def serve(
     pack = None
     if spec.pack is not None:
         pack = replica.pack = Pack(spec.pack, replica, load_packed, events.send, loop)
-    stop = watch_stop(loop, None if pack is None else pack.change)
-    path = spec.address.removeprefix("unix:")
-    if os.path.exists(path):
-        os.unlink(path)
-    server = await loop.create_unix_server(lambda: RouterLink(replica), path, backlog=128)
-    peer = ControlPeer(spec.control, Hello("replica", spec.id, os.getpid()), replica.report)
+    stop = watch_stop(loop, None if pack is None else pack.change, with_parent=not spec.unlinked_s)
+    key = bytes.fromhex(spec.key)
+    listener = Listener(lambda _: RouterLink(replica), "requests", {spec.id: key}.get)
+    await listener.open(spec.address)
+    hello = Hello("replica", spec.id, os.getpid())
+    peer = ControlPeer(spec.control, hello, replica.report, on_stop=stop.set, key=key)
     peer.start()
+    leaving = loop.create_task(replica.leave_unlinked(stop)) if spec.unlinked_s else None
     gc.collect()
     gc.freeze()
-    events.send(ReplicaEvent("ready", timings_s=timings))
+    events.send(ReplicaEvent("ready", timings_s=timings, address=listener.address))
     try:
         await stop.wait()
         events.send(ReplicaEvent("draining"))
-        server.close()
+        listener.close()
         await replica.drain()
     finally:
         if pack is not None:
             pack.close()
+        if leaving is not None:
+            leaving.cancel()
         await peer.stop()
-        if os.path.exists(path):
-            os.unlink(path)
 
 
 def run(spec_file: BinaryIO, events: Events) -> int:

@@ -47,7 +47,9 @@ async def status(request: Http[Any, Any, Any], platform: Api) -> r.Status:
     epoch = max([router.epoch for router in routers], default=0)
     uptime_s = time.monotonic() - STARTED
     packs = platform.telemetry.packs() if asked.principal.role == "admin" else []
-    return r.Status(__version__, uptime_s, epoch, platform.url, platform.grpc_url, routers, rows, deployments, packs)
+    fleet = platform.fleet.summary()
+    about = (__version__, uptime_s, epoch, platform.url, platform.grpc_url)
+    return r.Status(*about, routers, rows, deployments, packs, fleet)
 
 
 @get("/api/v1/changes", summary="The audit")
