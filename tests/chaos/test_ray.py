@@ -102,7 +102,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     one = Fleet(tmp_path_factory.mktemp("ray"))
     try:
         one.client.push("echo", models.echo_onnx().content)
-        one.client.deploy("echo@1", replicas=4, traffic=100)
+        one.client.deploy("echo@1", replicas=4, traffic=100, spot=True)
         yield one
     finally:
         one.stop()
@@ -171,7 +171,7 @@ def again(fleet: Fleet) -> bool:
 def test_a_version_is_swapped_on_the_nodes_without_a_lost_request(fleet: Fleet) -> None:
     fleet.client.push("echo", models.echo_onnx().content, batch_max=8)
     with answering_throughout(Wire(fleet.client), PATH):
-        fleet.client.deploy("echo@2", replicas=2, traffic=100)
+        fleet.client.deploy("echo@2", replicas=2, traffic=100, spot=True)
         fleet.client.deployments.remove("echo@1")
         until(lambda: len(fleet.pids()) == 2, 40)
 

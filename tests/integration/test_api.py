@@ -329,7 +329,7 @@ def test_what_was_acknowledged_is_there_after_a_restart(tmp_path: Path, url: str
 
 def test_the_document_tells_every_refusal_and_every_method(served: Control) -> None:
     document = served.do("GET", "/openapi.json", key=None)
-    assert len(document["paths"]) == 35
+    assert len(document["paths"]) == 43
     for path, operations in document["paths"].items():
         concrete = path.replace("{digest}", "0" * 64).replace("{reference}", "echo@1").replace("{number}", "1")
         for name in ("model", "name", "id_", "to", "pinned", "alias"):

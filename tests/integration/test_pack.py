@@ -27,7 +27,7 @@ from headrace.core.specs import (
     ServedVersion,
 )
 from headrace.core.telemetry import rss_bytes
-from headrace.server.engines.load import prepare
+from headrace.server.engines.load import preload
 from headrace.server.engines.port import Engine
 from headrace.server.link import RouterLink
 from headrace.server.main import Replica, load_packed
@@ -134,7 +134,7 @@ Run = Callable[..., None]
 @pytest.fixture
 def on(tmp_path: Path) -> Run:
     """Run a test on a pack of the given limits."""
-    prepare("onnx")
+    preload("onnx")
 
     def run(test: Test, *, memory_mb: int = 4096, model_mb: int = 64, waiting: int = 256, seconds: float = 0.0) -> None:
         async def main() -> None:

@@ -15,7 +15,7 @@ from headrace.controlplane.deploying import MEMORY_MB
 from headrace.controlplane.platform import REPLICAS_MAX, SHARE_MIN
 from headrace.core import optimization, reference, resources, schema, specs
 from headrace.core.golden import CASES_MAX
-from headrace.core.names import ALIAS, NAME
+from headrace.core.names import ALIAS, DEVICE, NAME
 from headrace.core.resources import Problem
 from headrace.registry.registration import BATCH_MAX, ENTRIES_MAX, FEATURE, RUN_LIMIT_S, TEXT_MAX, VERSION_MAX
 
@@ -158,7 +158,7 @@ CURSORS = {
     "keys": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z,hr_[0-9a-f]{12}$",
     "models": f"^{NAME.pattern}/{NAME.pattern}$",
     "jobs": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z,job-[0-9a-f]{12}$",
-    "devices": "^.{1,300}$",
+    "devices": f"^{DEVICE.pattern}$",
     "deployments": f"^{NAME.pattern}/{NAME.pattern}@[1-9][0-9]{{0,8}}$",
     "quarantine": f"^{NAME.pattern}/{NAME.pattern}@[1-9][0-9]{{0,8}}/[0-9a-f]{{32}}$",
 }
@@ -170,6 +170,9 @@ def document(app: Litestar) -> bytes:
     document: dict[str, Any] = app.openapi_schema.to_schema()
     components = document.setdefault("components", {})
     components["schemas"] = components.get("schemas", {}) | _schemas()
+    tiers = components["schemas"]["DeploymentCreate"]["properties"]["tiers"]
+    tiers["items"]["enum"] = sorted(app.state["platform"].tiers)
+    tiers["uniqueItems"] = True
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             if isinstance(operation, dict) and "responses" in operation:

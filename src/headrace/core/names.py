@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from headrace.core.errors import InvalidInput
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+DEVICE = re.compile(r"[!-.0-~]{1,255}/[A-Za-z0-9-]{1,64}")
 ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")
 NUMBER = re.compile(r"0{0,8}[1-9][0-9]{0,17}")
 

@@ -9,6 +9,7 @@ from litestar import get
 
 from headrace.controlplane.routes.asked import Api, Cursor, Limit, context, page
 from headrace.core import resources as r
+from headrace.core.names import DEVICE
 
 
 @get("/api/v1/devices", summary="List the fleet's devices")
@@ -17,7 +18,7 @@ async def list_devices(
 ) -> r.Page[r.DeviceStatus]:
     """By id, with what replicas take of each."""
     await context(request)
-    return page(platform.fleet.devices(), limit, cursor, lambda d: d.id, lambda d: d.id, str)
+    return page(platform.fleet.devices(), limit, cursor, lambda d: d.id, lambda d: d.id, read_device)
 
 
 @get("/api/v1/placement", summary="What the placement optimiser found")
@@ -25,6 +26,13 @@ async def placement(request: Http[Any, Any, Any], platform: Api) -> r.PlacementP
     """Operator. The moves that are still to be made, and what they save."""
     (await context(request)).principal.need("operator")
     return platform.fleet.placement()
+
+
+def read_device(cursor: str) -> str:
+    """A cursor that is a device's id. Raises ValueError."""
+    if not DEVICE.fullmatch(cursor):
+        raise ValueError(cursor)
+    return cursor
 
 
 HANDLERS = [list_devices, placement]
