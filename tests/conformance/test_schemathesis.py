@@ -35,8 +35,8 @@ expected-statuses = ["2xx", 401, 403, 404, 409, 412]
 include-method = "GET"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 401, 403, 404]
 
-# What JSON Schema cannot say of a body: that bytes have a digest, that numbers add up, that a name tells an engine, that
-# a shared deployment has one thread and no more memory than what it shares.
+# What JSON Schema cannot say of a body: that bytes have a digest, that numbers add up, that a name tells an engine,
+# that a shared deployment has one thread and no more memory than what it shares.
 [[operations]]
 include-name = [
     "PUT /api/v1/artifacts/{digest}",
