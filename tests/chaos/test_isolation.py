@@ -167,7 +167,7 @@ def test_with_one_replica_it_is_found_too_and_the_quarantine_holds_until_it_is_l
     push(served, tmp_path, "single", "abort", f"{POISON} in x and os.path.exists({str(flag)!r})")
     served.deploy("single@1")
     with Load(served, "neighbour") as neighbour, pytest.raises(Unprocessable, match="quarantined"):
-        served.predict("single", [[POISON]], timeout_s=150.0)
+        served.predict("single", [[POISON]], timeout_s=60.0)
     assert neighbour.failures == []
     found = condemned(served, "single")
     flag.unlink()

@@ -41,6 +41,10 @@ async def housekeeping(folder: Path) -> None:
     assert arm.errors
     router.report()
     assert table.arms == [arm]  # it had something to tell
+    router.guards.of(arm)
+    router.report()
+    assert table.arms == [arm]  # what its guard holds waits for the next replica
+    arm.guard = None
     router.report()
     assert table.arms == []
     link.transport.abort()

@@ -292,11 +292,10 @@ class Http(asyncio.Protocol):
             timeout_s = min(int(timeout) / 1000, TIMEOUT_MAX_S)
         traceparent = fields[_TRACEPARENT]
         arm = target.decide(tenant.index, fields[_UNIT] or traceparent or b"%d.%d" % (id(self), seq))
-        endpoint = choose(arm.endpoints, now) if arm is not None else None
+        # `choose_any`, without the call
+        endpoint = choose(arm.endpoints, now) or choose(arm.spares, now) if arm is not None else None
         if arm is None or endpoint is None:
-            endpoint = choose(arm.spares, now) if arm is not None else None
-            if arm is None or endpoint is None:
-                return self.refuse(seq, oip.not_ready(target), tenant.index)
+            return self.refuse(seq, oip.not_ready(target), tenant.index)
 
         flags, json_length = 0, -1
         length = fields[_JSON_LENGTH]

@@ -193,7 +193,10 @@ class Table:
         return list(self._arms.values())
 
     def forget_unrouted(self, arm: Arm) -> None:
-        """Drop a version with nothing to tell, if no request can come to it and none waits in it."""
+        """Drop a version with nothing to tell, if no request can come to it and none waits in it, or before its guard:
+        those go to the replica that comes in place of one that has died."""
+        if arm.guard is not None:
+            return
         model = self.snapshot.models.get(arm.model)
         if model is not None and any(v.version == arm.version and v.endpoints for v in model.versions):
             return
